@@ -1,0 +1,57 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := $(shell cd protos && find soundstage -name '*.proto' | sort)
+
+.PHONY: help demo test test-all check gen fmt clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/ready ## make a 20 s song with four processes on tiny random models, into demo.wav
+	$(BIN)/soundstage demo --output demo.wav
+
+test: .venv/ready ## run the tests that need Python alone
+	$(BIN)/pytest -m "not node and not gpu"
+
+test-all: .venv/ready clients/node/node_modules ## run all tests; needs Node.js and npm
+	$(BIN)/pytest -m "not gpu"
+
+check: .venv/ready .venv-gen/ready ## format, lint, types, protos, stub drift
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	$(MAKE) gen
+	@test -z "$$(git status --porcelain protos/gen)" || { git --no-pager diff --stat protos/gen; \
+	  echo "protos/gen is not what the .proto files give: run 'make gen' and commit"; exit 1; }
+
+gen: .venv-gen/ready ## write the stubs in protos/gen from the .proto files
+	rm -rf protos/gen/soundstage && mkdir -p protos/gen
+	cd protos && PATH="../.venv-gen/bin:$$PATH" python -m grpc_tools.protoc -I. --python_out=gen --grpc_python_out=gen \
+	  --mypy_out=quiet:gen --mypy_grpc_out=quiet:gen $(PROTOS)
+
+fmt: .venv/ready ## format Python and protos
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format --write
+
+clean: ## remove what make made
+	rm -rf .venv .venv-gen .demo clients/node/node_modules demo.wav
+
+# torch first and from constraints.txt: on its own pip would take a build with gigabytes of CUDA.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Stubs refuse runtimes older than their generator, so they are made by the oldest one we support.
+.venv-gen/ready: Makefile
+	$(PYTHON) -m venv .venv-gen
+	.venv-gen/bin/pip install --quiet --disable-pip-version-check grpcio-tools==1.76.0 mypy-protobuf==5.1.0
+	touch $@
+
+clients/node/node_modules: clients/node/package.json
+	cd clients/node && npm install --no-audit --no-fund
+	touch $@

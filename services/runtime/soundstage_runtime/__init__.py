@@ -1,0 +1,1 @@
+"""What turns a model into a process: serve, settings, logs, errors, tensors. Never imports torch."""

@@ -1,0 +1,147 @@
+"""Errors a client may see: each has a gRPC status, a reason, and google.rpc details. The only place that maps them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+DOMAIN = "soundstage"
+_DETAILS_KEY = "grpc-status-details-bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One bad field: its path in the request, and what it held and what was wanted."""
+
+    field: str
+    description: str
+
+
+class ServiceError(Exception):
+    """An error with a status; `reason` is a constant a program can compare, `message` is for people."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        violations: Sequence[Violation] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.violations = tuple(violations)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(ServiceError):
+    """The request is wrong, whatever the state of the service; all bad fields are named at once."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        text = "; ".join(f"{v.field} {v.description}" for v in violations)
+        super().__init__(text, violations=violations)
+
+
+class OverloadedError(ServiceError):
+    """A bounded queue is full."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUEUE_FULL"
+
+
+class ModelMismatchError(ServiceError):
+    """The call was meant for another model than the one that is loaded."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "MODEL_MISMATCH"
+
+
+class StageUnavailableError(ServiceError):
+    """A stage cannot be reached, or went away in the middle of a call."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "STAGE_UNAVAILABLE"
+
+
+class StageError(ServiceError):
+    """A stage refused or failed a call; it keeps the stage's own status."""
+
+    reason = "STAGE_FAILED"
+
+
+def check_fingerprint(wanted: str, loaded: str) -> None:
+    """Raise ModelMismatchError unless `wanted` is empty or the loaded model's fingerprint."""
+    if wanted not in ("", loaded):
+        raise ModelMismatchError(
+            f"model_fingerprint is {wanted}, but {loaded} is loaded; ask StageService.Describe what is served",
+            metadata={"wanted": wanted, "loaded": loaded},
+        )
+
+
+def to_status(error: ServiceError) -> Status:
+    """Write an error as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they apply."""
+    details: list[ErrorInfo | BadRequest | RetryInfo] = [
+        ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if error.violations:
+        details.append(
+            BadRequest(
+                field_violations=[
+                    BadRequest.FieldViolation(field=v.field, description=v.description) for v in error.violations
+                ]
+            )
+        )
+    if error.retry_after_s is not None:
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_after_s * 1000))
+        details.append(RetryInfo(retry_delay=delay))
+    status = Status(code=error.code.value[0], message=error.message)
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ServiceError) -> NoReturn:
+    """End a call with the error's status and details."""
+    details = to_status(error).SerializeToString()
+    await context.abort(error.code, error.message, trailing_metadata=((_DETAILS_KEY, details),))
+
+
+def from_rpc(stage: str, error: grpc.aio.AioRpcError) -> ServiceError:
+    """Read what a stage answered as an error of our own, so that a caller learns which stage it was and why."""
+    status = Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            status.ParseFromString(value)
+    violations: list[Violation] = []
+    retry_after_s: float | None = None
+    metadata = {"stage": stage}
+    for packed in status.details:
+        bad, retry, info = BadRequest(), RetryInfo(), ErrorInfo()
+        if packed.Unpack(bad):
+            violations += [Violation(field=v.field, description=v.description) for v in bad.field_violations]
+        elif packed.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+        elif packed.Unpack(info):
+            metadata |= {"stage_reason": info.reason, **info.metadata}
+    message = f"the {stage} stage: {error.details() or error.code().name}"
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return StageUnavailableError(message, metadata=metadata, retry_after_s=retry_after_s or 1.0)
+    wrapped = StageError(message, metadata=metadata, violations=violations, retry_after_s=retry_after_s)
+    wrapped.code = error.code()
+    return wrapped

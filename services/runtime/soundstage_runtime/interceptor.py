@@ -1,0 +1,97 @@
+"""Around every RPC: ids and deadline in, one log line out, errors mapped to status and details."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+import structlog
+
+from soundstage_runtime import call
+from soundstage_runtime.errors import ServiceError, abort
+
+_log = structlog.get_logger()
+_QUIET = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps handlers. Streaming methods must be async generators, unary ones coroutines."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or method.startswith(_QUIET):
+            return handler
+        streams = handler.response_streaming
+        behaviour, make = {
+            (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+            (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+            (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+            (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+        }[(handler.request_streaming, streams)]
+        wrapped = (_wrap_stream if streams else _wrap_unary)(method, cast(Any, behaviour))
+        return cast(Any, make)(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _wrap_unary(method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def unary(request: Any, context: Context) -> Any:
+        async with _Served(method, context):
+            return await behaviour(request, context)
+
+    return unary
+
+
+def _wrap_stream(
+    method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]]
+) -> Callable[..., AsyncIterator[Any]]:
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        responses = cast(Any, behaviour(request, context))
+        async with _Served(method, context):
+            try:
+                async for response in responses:
+                    yield response
+            finally:
+                # A cancelled call must free its places now, not when the collector finds the generator.
+                await responses.aclose()
+
+    return stream
+
+
+class _Served:
+    """The span of one call, as a context manager: logs its end, turns errors into an abort."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        self._started_s = time.monotonic()
+        call.begin(self._context)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        outcome = "ok" if error is None else "cancelled"
+        try:
+            if isinstance(error, ServiceError):
+                outcome = error.code.name.lower()
+                await abort(self._context, error)
+            if isinstance(error, Exception) and not isinstance(error, (grpc.aio.AbortError, grpc.aio.BaseError)):
+                outcome = "internal"
+                _log.exception("rpc_failed", method=self._method, exc_info=error)
+                await abort(self._context, ServiceError("an internal error; the server's log has it by request id"))
+        finally:
+            _log.info(
+                "rpc_finished",
+                method=self._method,
+                outcome=outcome,
+                duration_s=round(time.monotonic() - self._started_s, 4),
+            )
+            structlog.contextvars.clear_contextvars()

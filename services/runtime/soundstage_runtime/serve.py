@@ -1,0 +1,132 @@
+"""The life of a process: bind, warm up, serve, drain, stop."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from soundstage_runtime.interceptor import CallInterceptor
+from soundstage_runtime.settings import ServerSettings
+
+_log = structlog.get_logger()
+
+MAX_MESSAGE_BYTES: Final = 4 << 20
+SERVER_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # else two processes share one port without a word
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+CHANNEL_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A stage that comes back is found again within two seconds, not two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+
+class PortTakenError(Exception):
+    """The address cannot be bound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A gRPC service to offer: its full name, and what adds it to a server."""
+
+    name: str
+    add: Callable[[grpc.aio.Server], None]
+
+
+class Server:
+    """Services behind one port, with health and reflection.
+
+    Health is NOT_SERVING, overall and per service, until `warm_up` has gone through the real port.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        warm_up: Callable[[grpc.aio.Channel], Awaitable[None]] | None = None,
+    ) -> None:
+        self._services = services
+        self._host, self._wanted_port = host, port
+        self._warm_up = warm_up
+        self._health = HealthServicer()
+        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=SERVER_OPTIONS)
+        self.port = 0
+
+    async def start(self) -> None:
+        """Bind, warm up, and say SERVING. Raises PortTakenError; a failed warm-up raises what it raised."""
+        names = [service.name for service in self._services]
+        for service in self._services:
+            service.add(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        await self._set_health(serving=False)
+        address = f"{self._host}:{self._wanted_port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise PortTakenError(f"cannot listen on {address}: is another process there? ({error})") from error
+        await self._server.start()
+        _log.info("listening", host=self._host, port=self.port)
+        if self._warm_up is not None:
+            local = "127.0.0.1" if self._host in ("0.0.0.0", "[::]") else self._host
+            async with grpc.aio.insecure_channel(f"{local}:{self.port}", options=CHANNEL_OPTIONS) as channel:
+                await self._warm_up(channel)
+        await self._set_health(serving=True)
+        _log.info("ready", port=self.port)
+
+    async def stop(self, *, drain_s: float = 0.0, grace_s: float = 0.0) -> None:
+        """Say NOT_SERVING, wait `drain_s` for balancers to see it, then give calls in flight `grace_s` to end."""
+        await self._health.enter_graceful_shutdown()
+        _log.info("draining", drain_s=drain_s, grace_s=grace_s)
+        await asyncio.sleep(drain_s)
+        await self._server.stop(grace_s)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
+        await self.stop()
+
+    async def _set_health(self, *, serving: bool) -> None:
+        response = health_pb2.HealthCheckResponse
+        status = response.SERVING if serving else response.NOT_SERVING
+        for name in ("", *(service.name for service in self._services)):
+            await self._health.set(name, status)
+
+
+async def serve(
+    settings: ServerSettings,
+    services: Sequence[Service],
+    *,
+    warm_up: Callable[[grpc.aio.Channel], Awaitable[None]],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and stop."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    server = Server(services, host=settings.host, port=settings.port, warm_up=warm_up)
+    await server.start()
+    await ended.wait()
+    await server.stop(drain_s=settings.drain_s, grace_s=settings.grace_s)
+    _log.info("stopped")

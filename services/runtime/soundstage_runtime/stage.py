@@ -1,0 +1,44 @@
+"""StageService: what a stage says of itself, and its admission."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import grpc.aio
+
+from soundstage.stage.v1.stage_service_pb2 import DescribeRequest, DescribeResponse, StageModel
+from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceServicer
+from soundstage_runtime.admission import Admission
+from soundstage_runtime.score import DURATION_RANGE_S
+
+
+class StageServicer(StageServiceServicer):
+    """Answers Describe from values fixed at start and the live count of calls."""
+
+    def __init__(
+        self,
+        stage: str,
+        *,
+        models: Sequence[StageModel],
+        device: str,
+        admission: Admission,
+        max_duration_s: float = DURATION_RANGE_S[1],
+    ) -> None:
+        assert math.isfinite(max_duration_s)
+        self._fixed = DescribeResponse(
+            stage=stage,
+            models=models,
+            device=device,
+            max_in_flight=admission.limit,
+            max_duration_s=max_duration_s,
+        )
+        self._admission = admission
+
+    async def Describe(
+        self, request: DescribeRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> DescribeResponse:
+        """See stage_service.proto."""
+        response = DescribeResponse()
+        response.CopyFrom(self._fixed)
+        response.in_flight = self._admission.in_flight
+        return response
