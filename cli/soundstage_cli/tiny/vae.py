@@ -1,0 +1,39 @@
+"""A tiny random Oobleck VAE at the released rates: 48 kHz stereo, 25 latent frames a second, 64 channels."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from diffusers import AutoencoderOobleck
+from torch import Tensor
+
+_GAIN: Final = 3**0.5  # makes up for torch's default init, which halves the signal at every layer
+_PEAK: Final = 0.6  # of the audio decoded from unit-normal latents
+
+
+@torch.inference_mode()
+def write_vae(folder: Path, *, seed: int = 0) -> None:
+    """Write config.json and diffusion_pytorch_model.safetensors, weight-normed as released, into `folder`.
+
+    Unit-normal latents decode to audio that peaks near 0.6; that audio encodes to latents of about unit deviation.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderOobleck(
+            encoder_hidden_size=128,  # the encoder ends in this many channels: mean and scale of 64 latent channels
+            downsampling_ratios=[2, 4, 4, 6, 10],
+            channel_multiples=[1, 1, 1, 1, 1],
+            decoder_channels=8,
+            decoder_input_channels=64,
+            audio_channels=2,
+            sampling_rate=48_000,
+        )
+        for name, parameter in vae.named_parameters():
+            if name.endswith("weight_g"):
+                parameter *= _GAIN
+        latents = torch.randn(1, 64, 25)
+        audio: Tensor = vae.decode(latents).sample  # [1, 2, 48000]
+        vae.decoder.conv2.weight_g *= _PEAK / audio.abs().max()
+        mean: Tensor = vae.encode(audio * (_PEAK / audio.abs().max())).latent_dist.mean  # [1, 64, 25]
+        vae.encoder.conv2.weight_g /= mean.std()
+    vae.save_pretrained(folder)
