@@ -11,7 +11,7 @@ class Admission:
 
     def __init__(self, what: str, *, limit: int, retry_after_s: float = 1.0) -> None:
         self._what = what
-        self._retry_after_s = retry_after_s
+        self.retry_after_s = retry_after_s
         self.limit = limit
         self.in_flight = 0
 
@@ -22,7 +22,7 @@ class Admission:
             raise OverloadedError(
                 f"{self.in_flight} of {self.limit} {self._what} are in flight, no room for {count} more",
                 metadata={"limit": str(self.limit), "in_flight": str(self.in_flight)},
-                retry_after_s=self._retry_after_s,
+                retry_after_s=self.retry_after_s,
             )
         self.in_flight += count
         try:

@@ -1,0 +1,221 @@
+"""SongService and CatalogService: wire in, orchestration, wire out."""
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+import structlog
+
+from soundstage.music.v1.catalog_service_pb2 import (
+    GetCapabilitiesRequest,
+    GetCapabilitiesResponse,
+    ListModelsRequest,
+    ListModelsResponse,
+    Model,
+    StageState,
+)
+from soundstage.music.v1.catalog_service_pb2_grpc import (
+    CatalogServiceServicer,
+    CatalogServiceStub,
+    add_CatalogServiceServicer_to_server,
+)
+from soundstage.music.v1.song_service_pb2 import (
+    STAGE_DIT,
+    STAGE_LM,
+    STAGE_VAE,
+    Accepted,
+    GenerateSongRequest,
+    GenerateSongResponse,
+)
+from soundstage.music.v1.song_service_pb2_grpc import SongServiceServicer, add_SongServiceServicer_to_server
+from soundstage.stage.v1.stage_service_pb2 import DescribeResponse
+from soundstage_gateway.order import MAX_VARIANTS, SAMPLE_FORMATS, Order, read_order
+from soundstage_gateway.song import Song
+from soundstage_gateway.stages import NAMES, Stages
+from soundstage_runtime.admission import Admission
+from soundstage_runtime.call import name_song
+from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.score import (
+    CHANNELS,
+    DURATION_RANGE_S,
+    KEY_SCALES,
+    LANGUAGES,
+    SAMPLE_RATE_HZ,
+    TIME_SIGNATURES,
+)
+from soundstage_runtime.serve import Service
+from soundstage_runtime.validation import Checks
+
+_log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+EVENTS_AHEAD = 8  # events held for a client that reads slower than the stages write
+MAX_PAGE_SIZE = 100
+
+
+class SongServicer(SongServiceServicer):
+    """Makes songs; `admission` bounds the variants in flight."""
+
+    def __init__(self, stages: Stages, admission: Admission) -> None:
+        self._stages = stages
+        self._admission = admission
+
+    async def GenerateSong(
+        self, request: GenerateSongRequest, context: Context
+    ) -> AsyncGenerator[GenerateSongResponse, None]:
+        """See song_service.proto."""
+        order = read_order(request, draw_seed=lambda: secrets.randbits(32))
+        with self._admission.enter(len(order.seeds)):
+            started_s = time.monotonic()
+            name = f"songs/{uuid.uuid4().hex}"
+            name_song(name)
+            async with aclosing(self._make(name, order)) as events:
+                sequence = 0
+                async for event in events:
+                    event.sequence = sequence
+                    sequence += 1
+                    yield event
+            # A place is likely to be free again after one song's share of the time all places take.
+            self._admission.retry_after_s = max(0.5, (time.monotonic() - started_s) / self._admission.limit)
+
+    async def _make(self, name: str, order: Order) -> AsyncGenerator[GenerateSongResponse, None]:
+        needed = (STAGE_LM, STAGE_DIT, STAGE_VAE) if order.is_planned else (STAGE_DIT, STAGE_VAE)
+        found = await asyncio.gather(*(self._stages.describe(stage) for stage in needed))
+        checks = Checks()
+        checks.metadata(order.metadata, max_duration_s=min(stage.max_duration_s for stage in found))
+        checks.finish()
+        fingerprints = {
+            stage: description.models[0].model_fingerprint for stage, description in zip(needed, found, strict=True)
+        }
+        yield GenerateSongResponse(
+            accepted=Accepted(song=name, seeds=order.seeds, songs_in_flight=self._admission.in_flight)
+        )
+        songs = [Song(name, order, seed, stages=self._stages, fingerprints=fingerprints) for seed in order.seeds]
+        async with aclosing(_interleave(songs)) as events:
+            async for event in events:
+                yield event
+
+
+async def _interleave(songs: list[Song]) -> AsyncGenerator[GenerateSongResponse, None]:
+    """Run the variants side by side; the first error ends them all."""
+    queue: asyncio.Queue[GenerateSongResponse | Exception | None] = asyncio.Queue(EVENTS_AHEAD)
+
+    async def run(variant: int, song: Song) -> None:
+        try:
+            async with aclosing(song.events()) as events:
+                async for event in events:
+                    event.variant = variant
+                    await queue.put(event)
+            await queue.put(None)
+        except Exception as error:  # handed to the reader, which raises it
+            await queue.put(error)
+
+    tasks = [asyncio.create_task(run(variant, song)) for variant, song in enumerate(songs)]
+    try:
+        running = len(tasks)
+        while running:
+            event = await queue.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                running -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def offer(stages: Stages, admission: Admission) -> list[Service]:
+    """The services of a gateway, for a Server."""
+    song, catalog = SongServicer(stages, admission), CatalogServicer(stages, admission)
+    return [
+        Service(
+            name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)
+        ),
+        Service(
+            name="soundstage.music.v1.CatalogService",
+            add=lambda server: add_CatalogServiceServicer_to_server(catalog, server),
+        ),
+    ]
+
+
+async def warm_up(channel: grpc.aio.Channel) -> None:
+    """Ask for the capabilities: the gateway is ready whether or not its stages are, and says which are."""
+    await CatalogServiceStub(channel).GetCapabilities(GetCapabilitiesRequest())
+
+
+class CatalogServicer(CatalogServiceServicer):
+    """Says what the stages say of themselves."""
+
+    def __init__(self, stages: Stages, admission: Admission) -> None:
+        self._stages = stages
+        self._admission = admission
+
+    async def GetCapabilities(self, request: GetCapabilitiesRequest, context: Context) -> GetCapabilitiesResponse:
+        """See catalog_service.proto."""
+        found = await self._describe_all()
+        states = [
+            StageState(
+                stage=stage,
+                reachable=description is not None,
+                device=description.device if description else "",
+                max_in_flight=description.max_in_flight if description else 0,
+                in_flight=description.in_flight if description else 0,
+            )
+            for stage, description in found.items()
+        ]
+        limits_s = [description.max_duration_s for description in found.values() if description]
+        return GetCapabilitiesResponse(
+            stages=states,
+            max_duration_s=min([DURATION_RANGE_S[1], *limits_s]),
+            max_variants=MAX_VARIANTS,
+            max_songs_in_flight=self._admission.limit,
+            songs_in_flight=self._admission.in_flight,
+            sample_formats=SAMPLE_FORMATS,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            channels=CHANNELS,
+            vocal_languages=LANGUAGES,
+            key_scales=KEY_SCALES,
+            time_signatures=TIME_SIGNATURES,
+        )
+
+    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
+        """See catalog_service.proto."""
+        checks = Checks()
+        page_size = request.page_size or 50
+        checks.number("page_size", page_size, 1, MAX_PAGE_SIZE)
+        if request.page_token and not request.page_token.isdecimal():
+            checks.refuse("page_token", f"is {request.page_token[:40]!r}; give next_page_token of the page before")
+        checks.finish()
+        models = [
+            Model(
+                name=f"models/{NAMES[stage]}/{model.name}",
+                stage=stage,
+                variant=model.variant,
+                model_fingerprint=model.model_fingerprint,
+                dtype=model.dtype,
+            )
+            for stage, description in (await self._describe_all()).items()
+            if description
+            for model in description.models
+        ]
+        first = int(request.page_token or 0)
+        after = first + page_size
+        return ListModelsResponse(models=models[first:after], next_page_token=str(after) if after < len(models) else "")
+
+    async def _describe_all(self) -> dict[Any, DescribeResponse | None]:
+        async def describe(stage: Any) -> DescribeResponse | None:
+            try:
+                return await self._stages.describe(stage)
+            except ServiceError as error:
+                _log.warning("stage_unreachable", stage=NAMES[stage], error=error.message)
+                return None
+
+        return dict(zip(NAMES, await asyncio.gather(*map(describe, NAMES)), strict=True))

@@ -1,0 +1,17 @@
+"""Settings of the gateway."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from soundstage_runtime.settings import ServerSettings
+
+
+class GatewaySettings(ServerSettings):
+    """`SOUNDSTAGE_GATEWAY_*` or flags."""
+
+    model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_GATEWAY_")
+
+    lm: str = Field("127.0.0.1:50051", description="gRPC target of the language model stage")
+    dit: str = Field("127.0.0.1:50052", description="gRPC target of the diffusion stage")
+    vae: str = Field("127.0.0.1:50053", description="gRPC target of the decoder stage")
+    max_songs: int = Field(16, ge=1, description="variants made at once; more are refused")

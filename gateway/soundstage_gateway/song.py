@@ -1,0 +1,169 @@
+"""The life of one variant: plan, denoise, decode, each stage's answers turned into public events as they come."""
+
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+import numpy as np
+
+from soundstage.music.v1.song_service_pb2 import (
+    STAGE_DIT,
+    STAGE_LM,
+    STAGE_VAE,
+    Completed,
+    GenerateSongResponse,
+    Plan,
+    Progress,
+    Stage,
+    StageTiming,
+)
+from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse
+from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, ComposeResponse
+from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioHeader, SampleFormat
+from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage.type.v1.tensor_pb2 import LatentChunk
+from soundstage_gateway.order import Order
+from soundstage_gateway.stages import Stages, ask
+from soundstage_runtime.score import CHANNELS, LATENTS_PER_CODE, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+
+_DTYPES = {SAMPLE_FORMAT_S16: (np.dtype("<i2"), 32767.0)}
+_F32 = (np.dtype("<f4"), 1.0)
+
+
+class Song:
+    """One variant in the making. `events` may be iterated once; closing it cancels the stage at work."""
+
+    def __init__(
+        self, name: str, order: Order, seed: int, *, stages: Stages, fingerprints: Mapping[Stage.ValueType, str]
+    ) -> None:
+        self._name = name
+        self._order = order
+        self._seed = seed
+        self._stages = stages
+        self._fingerprints = fingerprints
+        self._metadata = order.metadata
+        self._codes: list[int] = []
+        self._latents: list[LatentChunk] = []
+        self._timings: list[StageTiming] = []
+
+    async def events(self) -> AsyncGenerator[GenerateSongResponse, None]:
+        """Yield plan, progress, header, chunks and completed; raises ServiceError."""
+        for stage in (self._plan, self._denoise, self._decode):
+            async with aclosing(stage()) as events:
+                async for event in events:
+                    yield event
+
+    async def _plan(self) -> AsyncGenerator[GenerateSongResponse, None]:
+        if not self._order.is_planned:
+            yield GenerateSongResponse(plan=Plan(metadata=self._metadata))
+            return
+        request = ComposeRequest(
+            caption=self._order.caption,
+            lyrics=self._order.lyrics,
+            metadata=self._order.metadata,
+            seed=self._seed,
+            sampling=self._order.sampling,
+            model_fingerprint=self._fingerprints[STAGE_LM],
+        )
+        started_s = time.monotonic()
+        code_count = 0
+        async with aclosing(ask(STAGE_LM, self._stages.lm.Compose, request, ComposeResponse)) as responses:
+            async for response in responses:
+                if response.HasField("plan"):
+                    self._metadata, code_count = response.plan.metadata, response.plan.code_count
+                    yield GenerateSongResponse(plan=Plan(metadata=self._metadata, code_count=code_count))
+                else:
+                    self._codes += response.codes.codes
+                    yield _progress(STAGE_LM, len(self._codes), code_count)
+        self._note_time(STAGE_LM, started_s)
+
+    async def _denoise(self) -> AsyncGenerator[GenerateSongResponse, None]:
+        if self._codes:
+            latent_frames = len(self._codes) * LATENTS_PER_CODE
+        else:
+            latent_frames = round(self._metadata.duration_s * SAMPLE_RATE_HZ) // SAMPLES_PER_LATENT
+        request = DenoiseRequest(
+            caption=self._order.caption,
+            lyrics=self._order.lyrics,
+            metadata=self._metadata,
+            codes=self._codes,
+            latent_frames=latent_frames,
+            seed=self._seed,
+            options=self._order.diffusion,
+            model_fingerprint=self._fingerprints[STAGE_DIT],
+        )
+        started_s = time.monotonic()
+        async with aclosing(ask(STAGE_DIT, self._stages.dit.Denoise, request, DenoiseResponse)) as responses:
+            async for response in responses:
+                if response.HasField("progress"):
+                    yield _progress(STAGE_DIT, response.progress.step, response.progress.steps)
+                else:
+                    self._latents.append(response.latents)
+        self._note_time(STAGE_DIT, started_s)
+
+    async def _decode(self) -> AsyncGenerator[GenerateSongResponse, None]:
+        latent_frames = sum(chunk.tensor.shape[0] for chunk in self._latents)
+        sample_format = self._order.sample_format
+        yield GenerateSongResponse(
+            audio_header=AudioHeader(
+                sample_format=sample_format,
+                sample_rate_hz=SAMPLE_RATE_HZ,
+                channels=CHANNELS,
+                frame_count=latent_frames * SAMPLES_PER_LATENT,
+            )
+        )
+        started_s = time.monotonic()
+        digest, peak, frame_count = hashlib.sha256(), 0.0, 0
+        requests = self._decode_requests(latent_frames)
+        async with aclosing(ask(STAGE_VAE, self._stages.vae.Decode, requests, DecodeResponse)) as responses:
+            async for response in responses:
+                yield GenerateSongResponse(audio_chunk=response.audio)
+                digest.update(response.audio.data)
+                peak = max(peak, measure_peak(response.audio.data, sample_format))
+                frame_count += response.audio.frame_count
+        self._note_time(STAGE_VAE, started_s)
+        metadata = SongMetadata()
+        metadata.CopyFrom(self._metadata)
+        metadata.duration_s = frame_count / SAMPLE_RATE_HZ
+        yield GenerateSongResponse(
+            completed=Completed(
+                song=self._name,
+                seed=self._seed,
+                metadata=metadata,
+                timings=self._timings,
+                frame_count=frame_count,
+                pcm_sha256=digest.digest(),
+                peak=peak,
+            )
+        )
+
+    async def _decode_requests(self, latent_frames: int) -> AsyncGenerator[DecodeRequest, None]:
+        yield DecodeRequest(
+            setup=DecodeSetup(
+                latent_frames=latent_frames,
+                sample_format=self._order.sample_format,
+                model_fingerprint=self._fingerprints[STAGE_VAE],
+            )
+        )
+        for chunk in self._latents:
+            yield DecodeRequest(latents=chunk)
+
+    def _note_time(self, stage: Stage.ValueType, started_s: float) -> None:
+        self._timings.append(
+            StageTiming(
+                stage=stage, duration_s=time.monotonic() - started_s, model_fingerprint=self._fingerprints[stage]
+            )
+        )
+
+
+def measure_peak(pcm: bytes, sample_format: SampleFormat.ValueType) -> float:
+    """Return the largest absolute sample of interleaved PCM, 1.0 being full scale."""
+    dtype, full_scale = _DTYPES.get(sample_format, _F32)
+    samples = np.frombuffer(pcm, dtype=dtype).astype(np.float64)
+    return float(np.abs(samples).max(initial=0.0)) / full_scale
+
+
+def _progress(stage: Stage.ValueType, done: int, total: int) -> GenerateSongResponse:
+    return GenerateSongResponse(progress=Progress(stage=stage, done=done, total=total))
