@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from diffusers import AutoencoderOobleck
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
 from torch import Tensor
 
 _GAIN: Final = 3**0.5  # makes up for torch's default init, which halves the signal at every layer
@@ -30,10 +30,11 @@ def write_vae(folder: Path, *, seed: int = 0) -> None:
         )
         for name, parameter in vae.named_parameters():
             if name.endswith("weight_g"):
-                parameter *= _GAIN
+                parameter.mul_(_GAIN)
         latents = torch.randn(1, 64, 25)
-        audio: Tensor = vae.decode(latents).sample  # [1, 2, 48000]
-        vae.decoder.conv2.weight_g *= _PEAK / audio.abs().max()
-        mean: Tensor = vae.encode(audio * (_PEAK / audio.abs().max())).latent_dist.mean  # [1, 64, 25]
-        vae.encoder.conv2.weight_g /= mean.std()
+        audio: Tensor = vae.decoder(latents)  # [1, 2, 48000]
+        gain = _PEAK / audio.abs().max()
+        vae.get_parameter("decoder.conv2.weight_g").mul_(gain)
+        mean: Tensor = vae.encoder(audio * gain)[:, :64]  # [1, 64, 25]
+        vae.get_parameter("encoder.conv2.weight_g").div_(mean.std())
     vae.save_pretrained(folder)

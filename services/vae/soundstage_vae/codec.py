@@ -1,0 +1,124 @@
+"""The Oobleck VAE on its device: one tile at a time, numpy in and out."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils import remove_weight_norm
+
+from soundstage_device.weights import build, read_weights
+from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
+from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.score import CHANNELS, LATENT_CHANNELS, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+
+# What a weight-normed layer's gain and direction are called, by torch's older and newer way of norming.
+_NORMED: Final = (
+    (".weight_g", ".weight_v"),
+    (".parametrizations.weight.original0", ".parametrizations.weight.original1"),
+)
+
+
+class NotFiniteError(ServiceError):
+    """The codec's arithmetic overflowed."""
+
+    reason = "NOT_FINITE"
+
+
+class Codec:
+    """Decodes and encodes tiles. Its arithmetic gives the same bits for the same tile."""
+
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+        """Load config.json and its safetensors from `folder`; raises CheckpointError."""
+        config = folder / "config.json"
+        self.fingerprint = fingerprint([config, *weight_files(folder)])
+        self.device, self.dtype = device, dtype
+        options = _read_options(config)
+        self._vae = build(
+            lambda: _make_vae(options),
+            fold_weight_norm(read_weights(folder)),
+            where=str(folder),
+            device=device,
+            dtype=dtype,
+        )
+
+    @torch.inference_mode()
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError."""
+        with _exact_kernels():
+            return self._to_numpy(self._vae.decoder(self._to_device(latents)))
+
+    @torch.inference_mode()
+    def encode(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Encode samples [n, 2] to the posterior's mean and deviation, each [n // 1920, 64]; raises NotFiniteError."""
+        with _exact_kernels():
+            mean, scale = self._vae.encoder(self._to_device(samples)).float().chunk(2, dim=1)
+        deviation = torch.nn.functional.softplus(scale) + 1e-4
+        return self._to_numpy(mean), self._to_numpy(deviation)
+
+    def _to_device(self, rows: NDArray[np.float32]) -> Tensor:  # [time, channels] -> [1, channels, time]
+        return torch.tensor(rows.T, dtype=self.dtype, device=self.device)[None]
+
+    def _to_numpy(self, columns: Tensor) -> NDArray[np.float32]:  # [1, channels, time] -> [time, channels]
+        rows = columns[0].T.float().cpu().numpy()
+        if not np.isfinite(rows).all():
+            raise NotFiniteError(
+                f"the codec gave NaN or infinity in {self.dtype}: the input is far outside the model's range, "
+                "or the dtype is too narrow for this checkpoint"
+            )
+        return rows
+
+
+def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply the gains of weight-normed layers into their directions; other tensors stay as they are."""
+    folded = dict(tensors)
+    for gain_suffix, direction_suffix in _NORMED:
+        for name in tensors:
+            layer = name.removesuffix(gain_suffix)
+            if layer == name or layer + direction_suffix not in tensors:
+                continue
+            gain = folded.pop(name).float()  # [out, 1, 1]
+            direction = folded.pop(layer + direction_suffix).float()  # [out, in, kernel]
+            length = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
+            folded[layer + ".weight"] = direction * (gain / length)
+    return folded
+
+
+def draw_noise(num_frames: int, seed: int) -> NDArray[np.float32]:
+    """Draw normal noise [num_frames, 64] on the CPU, so that a seed means the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, LATENT_CHANNELS, num_frames, generator=generator)[0].T.numpy()
+
+
+def _make_vae(options: dict[str, Any]) -> AutoencoderOobleck:
+    vae = AutoencoderOobleck(**options)
+    for module in vae.modules():
+        if hasattr(module, "weight_g"):
+            remove_weight_norm(module)
+    return vae
+
+
+def _read_options(config: Path) -> dict[str, Any]:
+    options = {name: value for name, value in read_json(config).items() if not name.startswith("_")}
+    ratios = options.get("downsampling_ratios")
+    found = {
+        "downsampling_ratios' product": int(np.prod(ratios)) if ratios else None,
+        "decoder_input_channels": options.get("decoder_input_channels"),
+        "audio_channels": options.get("audio_channels"),
+        "sampling_rate": options.get("sampling_rate"),
+    }
+    wanted = dict(zip(found, (SAMPLES_PER_LATENT, LATENT_CHANNELS, CHANNELS, SAMPLE_RATE_HZ), strict=True))
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise CheckpointError(f"{config}: {name} is {found[name]}; must be {value}")
+    return options
+
+
+def _exact_kernels() -> AbstractContextManager[None]:
+    """CUDA only: no TF32, which costs three decimals, and no kernels that sum in a different order every time."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)

@@ -1,0 +1,109 @@
+"""VaeService: request streams in, codec, response streams out."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+
+from soundstage.stage.v1.vae_service_pb2 import (
+    DecodeRequest,
+    DecodeResponse,
+    DecodeSetup,
+    EncodeRequest,
+    EncodeResponse,
+    EncodeSetup,
+)
+from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceServicer, VaeServiceStub
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
+from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
+from soundstage_runtime.admission import Admission
+from soundstage_runtime.errors import check_fingerprint
+from soundstage_runtime.score import SAMPLES_PER_LATENT
+from soundstage_runtime.tensors import latent_chunks
+from soundstage_vae.pcm import audio_chunks
+from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup, read_latents
+
+Samples = NDArray[np.float32]  # [n, 2]
+Latents = NDArray[np.float32]  # [frames, 64]
+
+
+class SongCodec(Protocol):
+    """Codes whole songs, a piece at a time, in playing order."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Name the loaded model."""
+        ...
+
+    def decode(self, latents: AsyncIterator[Latents], num_frames: int) -> AsyncGenerator[Samples]:
+        """Yield the samples of `num_frames` latents."""
+        ...
+
+    def encode(self, audio: AsyncIterator[Samples], num_samples: int, seed: int | None) -> AsyncGenerator[Latents]:
+        """Yield the latents of `num_samples` samples."""
+        ...
+
+
+class VaeServicer(VaeServiceServicer):
+    """Answers Decode and Encode, as many at once as `admission` lets in."""
+
+    def __init__(self, codec: SongCodec, admission: Admission) -> None:
+        self._codec = codec
+        self._admission = admission
+
+    async def Decode(
+        self, request_iterator: AsyncIterator[DecodeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[DecodeResponse]:
+        """See vae_service.proto."""
+        with self._admission.enter():
+            requests = aiter(request_iterator)
+            setup = await read_decode_setup(requests)
+            check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
+            latents = read_latents(requests, setup)
+            first_frame = 0
+            async with aclosing(self._codec.decode(latents, setup.latent_frames)) as decoded:
+                async for samples in decoded:
+                    for chunk in audio_chunks(samples, first_frame=first_frame, sample_format=setup.sample_format):
+                        yield DecodeResponse(audio=chunk)
+                    first_frame += len(samples)
+            async for _ in latents:
+                pass  # refuses what comes after the last frame
+
+    async def Encode(
+        self, request_iterator: AsyncIterator[EncodeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> AsyncIterator[EncodeResponse]:
+        """See vae_service.proto."""
+        with self._admission.enter():
+            requests = aiter(request_iterator)
+            setup = await read_encode_setup(requests)
+            check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
+            audio = read_audio(requests, setup)
+            seed = setup.seed if setup.HasField("seed") else None
+            first_frame = 0
+            async with aclosing(self._codec.encode(audio, setup.frame_count, seed)) as encoded:
+                async for latents in encoded:
+                    for chunk in latent_chunks(latents, DATA_TYPE_FLOAT32):
+                        chunk.first_frame += first_frame
+                        yield EncodeResponse(latents=chunk)
+                    first_frame += len(latents)
+            async for _ in audio:
+                pass
+
+
+async def warm_up(channel: grpc.aio.Channel) -> None:
+    """Encode one latent frame of silence through the channel and decode it again."""
+    vae = VaeServiceStub(channel)
+    silence = next(
+        audio_chunks(np.zeros((SAMPLES_PER_LATENT, 2), np.float32), first_frame=0, sample_format=SAMPLE_FORMAT_F32)
+    )
+    encoding = EncodeSetup(frame_count=SAMPLES_PER_LATENT, sample_format=SAMPLE_FORMAT_F32)
+    latents = [
+        response.latents
+        async for response in vae.Encode(iter([EncodeRequest(setup=encoding), EncodeRequest(audio=silence)]))
+    ]
+    setup = DecodeSetup(latent_frames=1)
+    async for _ in vae.Decode(iter([DecodeRequest(setup=setup), *(DecodeRequest(latents=chunk) for chunk in latents)])):
+        pass
