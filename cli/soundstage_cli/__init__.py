@@ -1,0 +1,1 @@
+"""`soundstage`: up, generate, demo, models."""

@@ -11,6 +11,7 @@ class GatewaySettings(ServerSettings):
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_GATEWAY_")
 
+    port: int = Field(50050, ge=0, le=65535, description="port to listen on; 0 takes a free one and logs it")
     lm: str = Field("127.0.0.1:50051", description="gRPC target of the language model stage")
     dit: str = Field("127.0.0.1:50052", description="gRPC target of the diffusion stage")
     vae: str = Field("127.0.0.1:50053", description="gRPC target of the decoder stage")

@@ -1,7 +1,7 @@
 """Errors a client may see: each has a gRPC status, a reason, and google.rpc details. The only place that maps them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import grpc
@@ -122,26 +122,44 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ServiceErr
     await context.abort(error.code, error.message, trailing_metadata=((_DETAILS_KEY, details),))
 
 
-def from_rpc(stage: str, error: grpc.aio.AioRpcError) -> ServiceError:
-    """Read what a stage answered as an error of our own, so that a caller learns which stage it was and why."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """The google.rpc details that came with a failed call; empty where the server sent none."""
+
+    reason: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])
+    violations: tuple[Violation, ...] = ()
+    retry_after_s: float | None = None
+
+
+def read_details(error: grpc.aio.AioRpcError) -> Details:
+    """Read the details of a failed call."""
     status = Status()
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):
             status.ParseFromString(value)
-    violations: list[Violation] = []
-    retry_after_s: float | None = None
-    metadata = {"stage": stage}
+    details = Details()
     for packed in status.details:
         bad, retry, info = BadRequest(), RetryInfo(), ErrorInfo()
         if packed.Unpack(bad):
-            violations += [Violation(field=v.field, description=v.description) for v in bad.field_violations]
+            found = tuple(Violation(field=v.field, description=v.description) for v in bad.field_violations)
+            details = replace(details, violations=found)
         elif packed.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+            details = replace(details, retry_after_s=retry.retry_delay.ToMilliseconds() / 1000)
         elif packed.Unpack(info):
-            metadata |= {"stage_reason": info.reason, **info.metadata}
+            details = replace(details, reason=info.reason, metadata=dict(info.metadata))
+    return details
+
+
+def from_rpc(stage: str, error: grpc.aio.AioRpcError) -> ServiceError:
+    """Read what a stage answered as an error of our own, so that a caller learns which stage it was and why."""
+    details = read_details(error)
     message = f"the {stage} stage: {error.details() or error.code().name}"
+    metadata = {**details.metadata, "stage": stage, "stage_reason": details.reason}
     if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return StageUnavailableError(message, metadata=metadata, retry_after_s=retry_after_s or 1.0)
-    wrapped = StageError(message, metadata=metadata, violations=violations, retry_after_s=retry_after_s)
+        return StageUnavailableError(message, metadata=metadata, retry_after_s=details.retry_after_s or 1.0)
+    wrapped = StageError(
+        message, metadata=metadata, violations=details.violations, retry_after_s=details.retry_after_s
+    )
     wrapped.code = error.code()
     return wrapped

@@ -30,6 +30,7 @@ def load_settings(settings: type[S], arguments: Sequence[str] | None = None) -> 
     try:
         return settings(
             _cli_parse_args=list(sys.argv[1:] if arguments is None else arguments),  # type: ignore[call-arg]
+            _cli_prog_name=f"python -m {settings.__module__.partition('.')[0]}",  # type: ignore[call-arg]
             _cli_kebab_case=True,  # type: ignore[call-arg]
             _cli_implicit_flags=True,  # type: ignore[call-arg]
         )

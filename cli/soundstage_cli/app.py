@@ -1,0 +1,178 @@
+"""The `soundstage` command."""
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import grpc.aio
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
+from soundstage_cli.demo import DemoFailedError, run_demo
+from soundstage_cli.generate import generate as make_song
+from soundstage_cli.models import Models, find_models
+from soundstage_cli.sinks import RawPipe, Sink, WavFile
+from soundstage_cli.stack import Member, ProcessDiedError, Stack
+from soundstage_cli.view import show_error, show_stack, show_timeline
+
+_SAMPLE_FORMATS = {"s16": SAMPLE_FORMAT_S16, "f32": SAMPLE_FORMAT_F32}
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Music in stages.")
+models_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
+app.add_typer(models_app, name="models")
+
+console = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command()
+def up(
+    models: Annotated[Path | None, typer.Option(help="directory in the hub's layout; else the hub is asked")] = None,
+    lm: Annotated[str | None, typer.Option(help="language model: directory or hub id owner/name[/folder]")] = None,
+    dit: Annotated[str | None, typer.Option(help="diffusion model, likewise")] = None,
+    vae: Annotated[str | None, typer.Option(help="decoder, likewise")] = None,
+    port: Annotated[int, typer.Option(help="the gateway's port; 0 takes a free one")] = 50050,
+    lm_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
+    dit_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
+    vae_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
+) -> None:
+    """Start the three stages and the gateway, and keep them until Ctrl-C."""
+    found = find_models(models)
+    chosen = Models(lm=lm or found.lm, dit=dit or found.dit, vae=vae or found.vae)
+    try:
+        asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port)))
+    except ProcessDiedError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+
+
+async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(member: Member) -> None:
+            if console.is_terminal:
+                live.update(show_stack(stack), refresh=True)
+            else:
+                console.print(f"{member.name} {member.state} (pid {member.process.pid if member.process else '-'})")
+
+        stack = Stack(
+            models,
+            ports=ports,
+            on_change=show,
+            on_warning=lambda member, line: console.print(f"{member.name}: {line}", markup=False, highlight=False),
+        )
+        ended = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        life = asyncio.create_task(_live(stack))
+        end = asyncio.create_task(ended.wait())
+        try:
+            await asyncio.wait({life, end}, return_when=asyncio.FIRST_COMPLETED)
+            if life.done():
+                life.result()
+        finally:
+            life.cancel()
+            end.cancel()
+            await stack.stop()
+
+
+async def _live(stack: Stack) -> None:
+    await stack.start()
+    print(f"soundstage is ready at {stack.target}", flush=True)
+    await stack.watch()
+
+
+@app.command()
+def generate(
+    caption: Annotated[str, typer.Argument(help="what the music is like")] = "",
+    lyrics_file: Annotated[typer.FileText | None, typer.Option(help="the words sung; - reads them from stdin")] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="a .wav file, or - for raw PCM on stdout")] = "song.wav",
+    duration: Annotated[float | None, typer.Option(help="seconds, 1 to 600; else the planner decides")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
+    variants: Annotated[int, typer.Option(help="how many songs, 1 to 8")] = 1,
+    bpm: Annotated[int | None, typer.Option(min=0, help="30 to 300")] = None,
+    key: Annotated[str | None, typer.Option(help='"C major", "F# minor"')] = None,
+    time_signature: Annotated[str | None, typer.Option(help="2, 3, 4 or 6")] = None,
+    language: Annotated[str | None, typer.Option(help="the language sung: en, zh, …")] = None,
+    instrumental: Annotated[bool, typer.Option("--instrumental", help="no voice")] = False,
+    plan: Annotated[bool, typer.Option(help="let the language model plan the song")] = True,
+    steps: Annotated[int | None, typer.Option(min=0, help="diffusion steps, 1 to 20")] = None,
+    sample_format: Annotated[str, typer.Option(help="s16 or f32")] = "s16",
+    gateway: Annotated[str, typer.Option(help="the gateway's address")] = "127.0.0.1:50050",
+) -> None:
+    """Make a song and write it while it is being decoded."""
+    if sample_format not in _SAMPLE_FORMATS:
+        raise typer.BadParameter(f"is {sample_format!r}; must be s16 or f32", param_hint="--sample-format")
+    if output == "-" and variants != 1:
+        raise typer.BadParameter("a pipe takes one variant", param_hint="--variants")
+    request = GenerateSongRequest(
+        caption=caption, lyrics=lyrics_file.read() if lyrics_file else "", instrumental=instrumental
+    )
+    request.planner.enabled = plan
+    request.output.sample_format = _SAMPLE_FORMATS[sample_format]
+    if variants != 1:
+        request.variants = max(variants, 0)
+    if seed is not None:
+        request.seeds.extend((seed + variant) % 2**32 for variant in range(variants))
+    wanted = {
+        "duration_s": duration,
+        "bpm": bpm,
+        "key_scale": key,
+        "time_signature": time_signature,
+        "vocal_language": language,
+    }
+    for field, value in wanted.items():
+        if value is not None:
+            setattr(request.metadata, field, value)
+    if steps is not None:
+        request.diffusion.steps = steps
+    sinks: list[Sink] = (
+        [RawPipe(sys.stdout.buffer)]
+        if output == "-"
+        else [WavFile(path) for path in name_files(Path(output), variants)]
+    )
+    try:
+        take = asyncio.run(make_song(console, gateway, request, sinks))
+    except grpc.aio.AioRpcError as error:
+        show_error(console, error)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("cancelled; what was decoded is kept")
+        raise typer.Exit(130) from None
+    show_timeline(console, take)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="the WAV file to write")] = Path("demo.wav"),
+    models: Annotated[Path, typer.Option(help="where the tiny checkpoints are kept")] = Path(".demo/models"),
+) -> None:
+    """Make a 20 s song with four processes on tiny random models, and draw when what happened."""
+    try:
+        run_demo(console, output=output, models=models)
+    except (DemoFailedError, ProcessDiedError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+
+
+def name_files(path: Path, count: int) -> list[Path]:
+    """Name a file for every variant: song.wav, or song-1.wav, song-2.wav and so on."""
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{number + 1}") for number in range(count)]
+
+
+@models_app.command()
+def tiny(folder: Annotated[Path, typer.Argument(help="where to write; made if need be")]) -> None:
+    """Write small random checkpoints in both layouts: for tests and demos, they make noise."""
+    from soundstage_cli.tiny.checkpoints import write_tiny
+
+    for path in write_tiny(folder):
+        console.print(f"wrote {path}", highlight=False)

@@ -1,0 +1,64 @@
+"""The demo: tiny models, four processes, one song, a picture of its time."""
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+import grpc.aio
+import soundfile
+from rich.console import Console
+
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
+from soundstage_cli.generate import generate
+from soundstage_cli.models import Models, find_models
+from soundstage_cli.sinks import WavFile
+from soundstage_cli.stack import Stack
+from soundstage_cli.view import show_error, show_timeline
+from soundstage_runtime.score import CHANNELS, SAMPLE_RATE_HZ
+
+_DURATION_S: Final = 20
+_DECODE_SHARE_MAX: Final = 0.4
+_LYRICS: Final = (
+    "[verse]\nFour little processes, each with its part\n[chorus]\nOne plans, one paints, one plays from the start\n"
+)
+
+
+class DemoFailedError(Exception):
+    """The demo did not show what it is there to show."""
+
+
+def run_demo(console: Console, *, output: Path, models: Path) -> None:
+    """Make the models if need be, bring the processes up, make a song, check it; raises DemoFailedError."""
+    if not models.is_dir():
+        from soundstage_cli.tiny.checkpoints import write_tiny
+
+        console.print(f"writing tiny random checkpoints to {models} (they make noise, not music)", highlight=False)
+        write_tiny(models)
+    asyncio.run(_run(console, find_models(models / "original"), output))
+
+
+async def _run(console: Console, models: Models, output: Path) -> None:
+    stack = Stack(models, on_change=lambda member: console.print(f"  {member.name} {member.state}", highlight=False))
+    try:
+        await stack.start()
+        await _make_song(console, stack.target, output)
+    finally:
+        await stack.stop()
+
+
+async def _make_song(console: Console, target: str, output: Path) -> None:
+    request = GenerateSongRequest(caption="a bright synth pop tune with a busy bass", lyrics=_LYRICS, seeds=[7])
+    request.metadata.duration_s = _DURATION_S
+    try:
+        take = await generate(console, target, request, [WavFile(output)])
+    except grpc.aio.AioRpcError as error:
+        show_error(console, error)
+        raise DemoFailedError("the song was not made") from error
+    show_timeline(console, take)
+    made = soundfile.info(output)
+    found = (made.samplerate, made.channels, made.frames)
+    console.print(f"{output}: {found[0]} Hz, {found[1]} channels, {found[2] / found[0]:g} s", highlight=False)
+    if found != (SAMPLE_RATE_HZ, CHANNELS, _DURATION_S * SAMPLE_RATE_HZ):
+        raise DemoFailedError(f"{output} should be {SAMPLE_RATE_HZ} Hz, {CHANNELS} channels, {_DURATION_S} s")
+    if take.timelines[0].decode_share >= _DECODE_SHARE_MAX:
+        raise DemoFailedError(f"the first audio came later than {_DECODE_SHARE_MAX:.0%} into the decoding")

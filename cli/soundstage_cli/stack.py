@@ -1,0 +1,141 @@
+"""The four processes on this machine: started, watched and stopped together."""
+
+import asyncio
+import json
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from soundstage_cli.models import Models
+
+_LINES_KEPT: Final = 12
+_STOP_TIMEOUT_S: Final = 40.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Member:
+    """One process: its state is starting, warming, ready, stopped or died."""
+
+    name: str
+    state: str = "starting"
+    port: int = 0
+    process: Process | None = None
+    lines: deque[str] = field(default_factory=lambda: deque[str](maxlen=_LINES_KEPT))
+
+
+class ProcessDiedError(Exception):
+    """A process ended that should not have; the message says which, how, and its last words."""
+
+
+class Stack:
+    """Three stages and a gateway. `ports` gives the gateway's, lm's, dit's and vae's, 0 for a free one."""
+
+    def __init__(
+        self,
+        models: Models,
+        *,
+        ports: tuple[int, int, int, int] = (0, 0, 0, 0),
+        on_change: Callable[[Member], None] = lambda _: None,
+        on_warning: Callable[[Member, str], None] = lambda _member, _line: None,
+    ) -> None:
+        self._arguments = {
+            "lm": ["--model", models.lm, "--port", str(ports[1])],
+            "dit": ["--model", models.dit, "--port", str(ports[2])],
+            "vae": ["--model", models.vae, "--port", str(ports[3])],
+            "gateway": ["--port", str(ports[0])],
+        }
+        self.members = {name: Member(name=name) for name in self._arguments}
+        self._on_change = on_change
+        self._on_warning = on_warning
+        self._changed = asyncio.Event()
+        self._readers: list[asyncio.Task[None]] = []
+
+    @property
+    def target(self) -> str:
+        """The gateway's address."""
+        return f"127.0.0.1:{self.members['gateway'].port}"
+
+    async def start(self) -> None:
+        """Start all and wait until each is ready; raises ProcessDiedError."""
+        stages = ("lm", "dit", "vae")
+        for name in stages:
+            await self._spawn(name, self._arguments[name])
+        await self._wait(lambda: all(self.members[name].port for name in stages))
+        targets = [part for name in stages for part in (f"--{name}", f"127.0.0.1:{self.members[name].port}")]
+        await self._spawn("gateway", [*self._arguments["gateway"], *targets])
+        await self._wait(lambda: all(member.state == "ready" for member in self.members.values()))
+
+    async def watch(self) -> None:
+        """Wait for ever; raises ProcessDiedError when a process ends."""
+        await self._wait(lambda: False)
+
+    async def stop(self) -> None:
+        """End all processes: SIGTERM, and SIGKILL to those that take too long."""
+        running = [m for m in self.members.values() if m.process is not None and m.process.returncode is None]
+        for member in running:
+            self._set_state(member, "stopped")
+            self._signal(member, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await asyncio.gather(*self._readers)
+        except TimeoutError:
+            for member in running:
+                self._signal(member, signal.SIGKILL)
+            await asyncio.gather(*self._readers, return_exceptions=True)
+
+    async def _spawn(self, name: str, arguments: list[str]) -> None:
+        member = self.members[name]
+        command = [sys.executable, "-m", f"soundstage_{name}", "--log-format", "json", *arguments]
+        member.process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+        self._set_state(member, "starting")
+        self._readers.append(asyncio.create_task(self._read(member, member.process)))
+
+    async def _read(self, member: Member, process: Process) -> None:
+        assert process.stderr is not None
+        async for raw in process.stderr:
+            line = raw.decode(errors="replace").rstrip()
+            member.lines.append(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if not isinstance(event, dict):
+                continue
+            if event.get("event") == "listening":
+                member.port = event["port"]
+                self._set_state(member, "warming")
+            elif event.get("event") == "ready":
+                self._set_state(member, "ready")
+            elif event.get("level") in ("warning", "error"):
+                self._on_warning(member, line)
+        await process.wait()
+        if member.state != "stopped":
+            self._set_state(member, "died")
+
+    async def _wait(self, is_done: Callable[[], bool]) -> None:
+        while not is_done():
+            for member in self.members.values():
+                if member.state == "died":
+                    raise ProcessDiedError(_obituary(member))
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _set_state(self, member: Member, state: str) -> None:
+        member.state = state
+        self._changed.set()
+        self._on_change(member)
+
+    def _signal(self, member: Member, number: signal.Signals) -> None:
+        if member.process is not None and member.process.returncode is None:
+            member.process.send_signal(number)
+
+
+def _obituary(member: Member) -> str:
+    status = member.process.returncode if member.process is not None else None
+    how = f"killed by {signal.Signals(-status).name}" if status is not None and status < 0 else f"exit status {status}"
+    last = "\n".join(f"  {line}" for line in member.lines) or "  (it said nothing)"
+    return f"{member.name} died ({how}). Its last words:\n{last}"

@@ -1,0 +1,22 @@
+"""All tiny checkpoints in one directory: `original/` laid out as the hub is, `diffusers/` with the same weights."""
+
+from pathlib import Path
+
+from soundstage_cli.tiny.dit import write_diffusers, write_original
+from soundstage_cli.tiny.lm import write_lm
+from soundstage_cli.tiny.vae import write_vae
+
+
+def write_tiny(folder: Path) -> list[Path]:
+    """Write the tiny language model, DiTs (2B-like and XL-like) and VAE; return the directories made."""
+    original = folder / "original"
+    write_lm(original / "acestep-5Hz-lm-tiny")
+    write_vae(original / "vae")
+    made = [original]
+    for is_xl in (False, True):
+        write_original(original, xl=is_xl)
+        pipeline = folder / "diffusers" / ("acestep-v15-xl-turbo" if is_xl else "acestep-v15-turbo")
+        write_diffusers(pipeline, xl=is_xl)
+        write_vae(pipeline / "vae")
+        made.append(pipeline)
+    return made

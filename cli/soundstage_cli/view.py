@@ -1,0 +1,125 @@
+"""What a person sees: live progress, a timeline, the state of processes, an error in words."""
+
+import grpc.aio
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, GenerateSongResponse
+from soundstage_cli.stack import Stack
+from soundstage_cli.take import Take
+from soundstage_runtime.errors import read_details
+
+_STAGE_WORDS = {STAGE_LM: "plan (codes)", STAGE_DIT: "diffuse (steps)"}
+_BAR_CELLS = 48
+
+
+class SongView:
+    """Progress bars that follow the events of a call; a context manager."""
+
+    def __init__(self, console: Console, *, variants: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._console = console
+        self._variants = variants
+        self._rates: dict[int, int] = {}
+        self._tasks: dict[tuple[int, str], TaskID] = {}
+
+    def __enter__(self) -> "SongView":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: GenerateSongResponse) -> None:
+        """Show one event."""
+        if event.HasField("accepted"):
+            seeds = ", ".join(map(str, event.accepted.seeds))
+            self._console.print(f"{event.accepted.song}, seed {seeds}", highlight=False)
+        elif event.HasField("plan"):
+            plan = event.plan.metadata
+            fields = [
+                f"{plan.bpm} bpm" if plan.HasField("bpm") else "",
+                plan.key_scale,
+                f"{plan.time_signature} beats a bar" if plan.time_signature else "",
+                f"{plan.duration_s:g} s",
+            ]
+            self._console.print(f"{self._label(event)}plan: " + ", ".join(filter(None, fields)), highlight=False)
+        elif event.HasField("progress"):
+            self._move(event, _STAGE_WORDS[event.progress.stage], event.progress.done, event.progress.total)
+        elif event.HasField("audio_header"):
+            header = event.audio_header
+            self._rates[event.variant] = header.sample_rate_hz
+            self._move(event, "audio (s)", 0, header.frame_count // header.sample_rate_hz)
+        elif event.HasField("audio_chunk"):
+            end = event.audio_chunk.first_frame + event.audio_chunk.frame_count
+            self._move(event, "audio (s)", end // self._rates[event.variant], None)
+
+    def _move(self, event: GenerateSongResponse, what: str, done: int, total: int | None) -> None:
+        key = (event.variant, what)
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(self._label(event) + what, total=total)
+        self._progress.update(self._tasks[key], completed=done)
+
+    def _label(self, event: GenerateSongResponse) -> str:
+        return f"[{event.variant + 1}] " if self._variants > 1 else ""
+
+
+def show_timeline(console: Console, take: Take) -> None:
+    """Draw when each stage worked and when audio came."""
+    for variant, line in sorted(take.timelines.items()):
+        if variant not in take.completed:
+            continue
+        end_s = max(line.last_audio_s, 1e-9)
+        table = Table(title=f"variant {variant + 1}" if len(take.completed) > 1 else None, box=None)
+        for column in ("stage", "from s", "to s", f"0 s {'-' * (_BAR_CELLS - 12)} {end_s:.2f} s"):
+            table.add_column(column, justify="right" if column.endswith(" s") and len(column) < 8 else "left")
+        rows = (
+            ("plan", 0.0, line.planned_s, "cyan"),
+            ("diffuse", line.planned_s, line.denoised_s, "magenta"),
+            ("decode", line.header_s, line.last_audio_s, "green"),
+            ("audio out", line.first_audio_s, line.last_audio_s, "bright_yellow"),
+        )
+        for name, from_s, to_s, colour in rows:
+            before = round(from_s / end_s * _BAR_CELLS)
+            cells = max(1, round((to_s - from_s) / end_s * _BAR_CELLS))
+            bar = " " * before + f"[{colour}]{'█' * cells}[/]"
+            table.add_row(name, f"{from_s:.2f}", f"{to_s:.2f}", bar)
+        console.print(table)
+        console.print(
+            f"first audio after {line.first_audio_s:.2f} s, {line.decode_share:.0%} into the decoding", highlight=False
+        )
+
+
+def show_stack(stack: Stack) -> Table:
+    """A table of the processes and their states."""
+    colours = {"ready": "green", "died": "red", "warming": "yellow", "starting": "yellow"}
+    table = Table(box=None)
+    for column in ("process", "state", "address", "pid"):
+        table.add_column(column)
+    for member in stack.members.values():
+        colour = colours.get(member.state, "white")
+        address = f"127.0.0.1:{member.port}" if member.port else ""
+        pid = str(member.process.pid) if member.process else ""
+        table.add_row(member.name, f"[{colour}]{member.state}[/]", address, pid)
+    return table
+
+
+def show_error(console: Console, error: grpc.aio.AioRpcError) -> None:
+    """Say what went wrong, field by field, and what to do."""
+    details = read_details(error)
+    if details.violations:
+        console.print("[red]The request was refused:[/]")
+        for violation in details.violations:
+            console.print(f"  {violation.field} {violation.description}", highlight=False, markup=False)
+    else:
+        console.print(f"[red]{error.code().name}[/]: ", end="")
+        console.print(error.details(), highlight=False, markup=False)
+    if details.retry_after_s is not None:
+        console.print(f"Try again in {details.retry_after_s:g} s.", highlight=False)

@@ -1,0 +1,190 @@
+"""A gateway over real gRPC, and stages that answer without a model."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import pytest
+
+from soundstage.stage.v1 import (
+    dit_service_pb2_grpc,
+    lm_service_pb2_grpc,
+    stage_service_pb2_grpc,
+    vae_service_pb2_grpc,
+)
+from soundstage.stage.v1.dit_service_pb2 import DenoiseProgress, DenoiseRequest, DenoiseResponse
+from soundstage.stage.v1.lm_service_pb2 import CodeChunk, ComposePlan, ComposeRequest, ComposeResponse
+from soundstage.stage.v1.stage_service_pb2 import StageModel
+from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, EncodeRequest, EncodeResponse
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
+from soundstage_gateway.servicer import offer, warm_up
+from soundstage_gateway.stages import Stages, Targets
+from soundstage_runtime import tensors
+from soundstage_runtime.admission import Admission
+from soundstage_runtime.call import REQUEST_ID_KEY, SONG_KEY
+from soundstage_runtime.serve import Server, Service
+from soundstage_runtime.stage import StageServicer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+STEPS = 3
+
+
+@dataclass
+class Steady:
+    """A stage that does its part at once, and notes what it was asked and with what."""
+
+    name: str
+    requests: list[Any] = field(default_factory=list[Any])
+    metadata: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    remaining_s: list[float | None] = field(default_factory=list[float | None])
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self, context: Context) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        self.metadata.append({key: str(metadata.get(key, "")) for key in (REQUEST_ID_KEY, SONG_KEY)})
+        self.remaining_s.append(context.time_remaining())
+
+    async def between(self) -> None:
+        """Called in the middle of the work."""
+
+    async def Compose(self, request: ComposeRequest, context: Context) -> AsyncIterator[ComposeResponse]:
+        self.requests.append(request)
+        self.note(context)
+        plan = ComposePlan(metadata=request.metadata)
+        if not request.metadata.HasField("duration_s"):
+            plan.metadata.duration_s = 12
+        plan.metadata.bpm = 120
+        plan.code_count = int(plan.metadata.duration_s * 5)
+        yield ComposeResponse(plan=plan)
+        await self.between()
+        for first in range(0, plan.code_count, 5):
+            codes = [(request.seed + code) % 64000 for code in range(first, min(first + 5, plan.code_count))]
+            yield ComposeResponse(codes=CodeChunk(first_code=first, codes=codes))
+
+    async def Denoise(self, request: DenoiseRequest, context: Context) -> AsyncIterator[DenoiseResponse]:
+        self.requests.append(request)
+        self.note(context)
+        for step in range(STEPS):
+            yield DenoiseResponse(progress=DenoiseProgress(step=step + 1, steps=STEPS))
+            if step == 0:
+                await self.between()
+        frames = np.arange(request.latent_frames, dtype=np.float32)[:, None] + request.seed % 1000
+        latents = np.repeat(frames, 64, axis=1)
+        for chunk in tensors.latent_chunks(latents, tensors.DATA_TYPES["float32"]):
+            yield DenoiseResponse(latents=chunk)
+
+    async def Decode(
+        self, request_iterator: AsyncIterator[DecodeRequest], context: Context
+    ) -> AsyncIterator[DecodeResponse]:
+        self.note(context)
+        frame = 0
+        is_s16 = True
+        async for request in request_iterator:
+            if request.HasField("setup"):
+                self.requests.append(request.setup)
+                is_s16 = request.setup.sample_format == SAMPLE_FORMAT_S16
+                continue
+            latents = tensors.from_proto(request.latents.tensor, "latents", shape=(None, 64))
+            # Every sample of a latent frame is that frame's first channel, so that order and content can be checked.
+            pcm = np.repeat(latents[:, 0], 1920 * 2).astype("<i2" if is_s16 else "<f4")
+            for part in np.split(pcm, range(48000, len(pcm), 48000)):
+                yield DecodeResponse(
+                    audio=AudioChunk(first_frame=frame, frame_count=len(part) // 2, data=part.tobytes())
+                )
+                frame += len(part) // 2
+                await self.between()
+
+    async def Encode(
+        self, request_iterator: AsyncIterator[EncodeRequest], context: Context
+    ) -> AsyncIterator[EncodeResponse]:
+        raise AssertionError("the gateway does not encode yet")
+        yield EncodeResponse()
+
+
+class Stuck(Steady):
+    """A stage that begins and never ends, and notes when it is cancelled."""
+
+    async def between(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+
+
+class Broken(Steady):
+    """A stage with a bug."""
+
+    async def between(self) -> None:
+        raise RuntimeError("a secret of the implementation")
+
+
+_ADD: dict[str, Callable[[Any, grpc.aio.Server], None]] = {
+    "lm": lm_service_pb2_grpc.add_LmServiceServicer_to_server,
+    "dit": dit_service_pb2_grpc.add_DitServiceServicer_to_server,
+    "vae": vae_service_pb2_grpc.add_VaeServiceServicer_to_server,
+}
+
+
+def serve_stage(stage: Steady, *, port: int = 0, max_duration_s: float = 600.0) -> Server:
+    """A server for a fake stage."""
+    model = StageModel(name=f"{stage.name}-model", variant="fake", model_fingerprint=f"{stage.name}-print", dtype="f4")
+    card = StageServicer(
+        stage.name,
+        models=[model],
+        device="cpu",
+        admission=Admission("calls", limit=4),
+        max_duration_s=max_duration_s,
+    )
+    return Server(
+        [
+            Service(name=stage.name, add=lambda server: _ADD[stage.name](stage, server)),
+            Service(
+                name="stage", add=lambda server: stage_service_pb2_grpc.add_StageServiceServicer_to_server(card, server)
+            ),
+        ],
+        port=port,
+    )
+
+
+@dataclass
+class Deployment:
+    """A running gateway, its stages by name, and a channel to it."""
+
+    channel: grpc.aio.Channel
+    stages: dict[str, Steady]
+    servers: dict[str, Server]
+
+
+Deploy = Callable[..., AbstractAsyncContextManager[Deployment]]
+
+
+@pytest.fixture
+def deploy() -> Deploy:
+    """Start a gateway before stages; a stage that is not given is Steady."""
+
+    @asynccontextmanager
+    async def start(
+        *stages: Steady, max_songs: int = 16, max_duration_s: float = 600.0
+    ) -> AsyncGenerator[Deployment, None]:
+        by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
+        servers = {name: serve_stage(stage, max_duration_s=max_duration_s) for name, stage in by_name.items()}
+        for server in servers.values():
+            await server.start()
+        ports = {name: f"127.0.0.1:{server.port}" for name, server in servers.items()}
+        gateway_stages = Stages(Targets(lm=ports["lm"], dit=ports["dit"], vae=ports["vae"]))
+        gateway = Server(offer(gateway_stages, Admission("songs", limit=max_songs)), warm_up=warm_up)
+        await gateway.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
+                yield Deployment(channel=channel, stages=by_name, servers=servers)
+        finally:
+            await gateway.stop()
+            await gateway_stages.close()
+            for server in servers.values():
+                await server.stop()
+
+    return start
