@@ -1,0 +1,1 @@
+"""The planner's network: tensors in, tensors out."""

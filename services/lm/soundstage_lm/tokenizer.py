@@ -1,0 +1,78 @@
+"""The checkpoint's tokenizer. Token ids are found by name; none is written in our code."""
+
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from soundstage_lm.prompts import Control, Prompt
+from soundstage_runtime.checkpoint import CheckpointError, read_json
+from soundstage_runtime.score import NUM_CODES
+from soundstage_runtime.text import is_control_token
+
+_FILE: Final = "tokenizer.json"
+
+
+class PlannerTokenizer:
+    """Words through byte-pair encoding, control tokens and audio codes by name only."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        """Take what a tokenizer.json holds. Raises CheckpointError when a token is missing or strange."""
+        self._ids: dict[str, int] = {token["content"]: token["id"] for token in description["added_tokens"]}
+        strange = [name for name in self._ids if not is_control_token(name)]
+        if strange:
+            raise CheckpointError(f"the tokenizer's added token {strange[0]!r} is not known as a control token")
+        self._names = {token_id: name for name, token_id in self._ids.items()}
+        # Without added tokens no text can turn into one. It also spares the seconds that 65,535 of them take to set up.
+        self._words = Tokenizer.from_str(json.dumps({**description, "added_tokens": [], "post_processor": None}))
+        self.size = 1 + max([*self._names, *self._words.get_vocab().values()])
+        self.controls = {control: self.token_id(control) for control in Control}
+        found = [(code, f"<|audio_code_{code}|>") for code in range(NUM_CODES)]
+        pairs = [(code, self._ids[name]) for code, name in found if name in self._ids]
+        if not pairs:
+            raise CheckpointError("the tokenizer has no audio codes: this is not a planner's checkpoint")
+        self.codes: NDArray[np.int64]  # [codes], audio codes in rising order
+        self.code_ids: NDArray[np.int64]  # [codes], their token ids
+        self.codes, self.code_ids = np.array(pairs, dtype=np.int64).T.copy()
+
+    def token_id(self, name: str) -> int:
+        """Return an added token's id; raises CheckpointError when there is none."""
+        if name not in self._ids:
+            raise CheckpointError(f"the tokenizer has no token {name!r}")
+        return self._ids[name]
+
+    def encode(self, text: str) -> list[int]:
+        """Encode words; what looks like a control token is just characters."""
+        return self._words.encode(text, add_special_tokens=False).ids
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Encode a prompt, part by part."""
+        ids: list[int] = []
+        for part in prompt:
+            ids += [self.controls[part]] if isinstance(part, Control) else self.encode(part)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Turn ids back into text, control tokens as their names."""
+        pieces: list[str] = []
+        for is_added, run in groupby(ids, key=lambda token_id: token_id in self._names):
+            tokens = list(run)
+            pieces += [self._names[token_id] for token_id in tokens] if is_added else [self._words.decode(tokens)]
+        return "".join(pieces)
+
+
+def load_tokenizer(folder: Path) -> PlannerTokenizer:
+    """Load a checkpoint's tokenizer.json, or have it made from older files. Raises CheckpointError."""
+    if (folder / _FILE).is_file():
+        return PlannerTokenizer(read_json(folder / _FILE))
+    from transformers import AutoTokenizer  # slow to import, and rarely needed
+
+    try:
+        slow = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no tokenizer that can be read: {error}") from error
+    return PlannerTokenizer(json.loads(slow.backend_tokenizer.to_str()))
