@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(shell cd protos && find soundstage -name '*.proto' | sort)
 
-.PHONY: help demo test test-all check gen fmt clean
+.PHONY: help demo test test-node test-all check gen fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,8 +13,10 @@ demo: .venv/ready ## make a 20 s song with four processes on tiny random models,
 test: .venv/ready ## run the tests that need Python alone
 	$(BIN)/pytest -m "not node and not gpu"
 
-test-all: .venv/ready clients/node/node_modules ## run all tests; needs Node.js and npm
-	$(BIN)/pytest -m "not gpu"
+test-node: .venv/ready clients/node/node_modules ## run the tests that need Node.js and npm
+	$(BIN)/pytest -m "node and not gpu"
+
+test-all: test test-node ## run all tests
 
 check: .venv/ready .venv-gen/ready ## format, lint, types, protos, stub drift
 	$(BIN)/ruff format --check .
