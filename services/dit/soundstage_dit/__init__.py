@@ -1,0 +1,1 @@
+"""The diffusion stage: words and audio codes in, latents out."""

@@ -1,0 +1,132 @@
+"""Step-level batching: every step of the device serves whatever songs are in flight just then."""
+
+import asyncio
+import contextvars
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from soundstage_dit.sampler import draw_noise, euler, schedule
+from soundstage_dit.song import Song
+from soundstage_dit.weights import LoadedModel
+from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.worker import Worker
+
+_log = structlog.get_logger()
+
+
+class DenoiseError(ServiceError):
+    """A step failed, or its result is not finite; the songs of other steps are not touched."""
+
+    reason = "DENOISE_FAILED"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _InFlight:
+    times: list[float]
+    context: Tensor  # [frames, 2 * channels]
+    memory: Tensor  # [layers, 2, kv_heads, conditions, head_dim]
+    latents: Tensor  # [frames, channels], float32
+    step: int = 0
+    # One entry a step, so the number of steps bounds it.
+    stepped: asyncio.Queue[DenoiseError | None] = field(default_factory=asyncio.Queue[DenoiseError | None])
+
+
+class DitEngine:
+    """Denoises songs, up to `max_batch` in each step; those that came first go first."""
+
+    def __init__(self, model: LoadedModel, *, max_batch: int) -> None:
+        self._model = model
+        self._max_batch = max_batch
+        self._worker = Worker("dit")
+        self._songs: list[_InFlight] = []
+        self._steps: asyncio.Task[None] | None = None
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Name the loaded model."""
+        return self._model.model_fingerprint
+
+    @property
+    def num_songs(self) -> int:
+        """How many songs hold memory on the device."""
+        return len(self._songs)
+
+    async def denoise(self, song: Song) -> AsyncGenerator[int | NDArray[np.float32]]:
+        """Yield the number of each step done, from 1, and then the latents [frames, channels].
+
+        Closing the generator takes the song out before the next step. Raises DenoiseError.
+        """
+        entry = await self._worker.run(self._enter, song)
+        self._songs.append(entry)
+        if self._steps is None:
+            # In a context of its own: the steps belong to no single call.
+            self._steps = asyncio.create_task(self._run_steps(), context=contextvars.Context())
+        try:
+            for step in range(1, song.steps + 1):
+                error = await entry.stepped.get()
+                if error is not None:
+                    raise error
+                yield step
+        finally:
+            self._leave(entry)
+        yield await self._worker.run(_read, entry.latents)
+
+    def close(self) -> None:
+        """End the worker; waits for the step in hand."""
+        self._worker.close()
+
+    async def _run_steps(self) -> None:
+        try:
+            while batch := self._songs[: self._max_batch]:
+                failure: DenoiseError | None = None
+                try:
+                    await self._worker.run(self._step, batch)
+                except Exception as error:
+                    _log.exception("step_failed", songs=len(batch))
+                    failure = DenoiseError(f"a diffusion step failed: {type(error).__name__}")
+                for entry in batch:
+                    if failure is not None or entry.step + 1 == len(entry.times):
+                        self._leave(entry)
+                    entry.stepped.put_nowait(failure)
+        finally:
+            self._steps = None
+
+    def _leave(self, entry: _InFlight) -> None:
+        if entry in self._songs:
+            self._songs.remove(entry)
+
+    @torch.inference_mode()
+    def _enter(self, song: Song) -> _InFlight:
+        model = self._model
+        return _InFlight(
+            times=schedule(song.steps, song.shift),
+            context=model.conditioner.context(song),
+            memory=model.dit.remember(model.conditioner.encode(song)),
+            latents=draw_noise(song.seed, song.num_frames, model.channels).to(model.device),
+        )
+
+    @torch.inference_mode()
+    def _step(self, batch: list[_InFlight]) -> None:
+        velocities = self._model.dit(
+            [entry.latents for entry in batch],
+            torch.tensor([entry.times[entry.step] for entry in batch], device=self._model.device),
+            [entry.context for entry in batch],
+            [entry.memory for entry in batch],
+        )
+        for entry, velocity in zip(batch, velocities, strict=True):
+            now, after = entry.times[entry.step : entry.step + 2]
+            entry.latents = euler(entry.latents, velocity, now, after)
+            entry.step += 1
+
+
+def _read(latents: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = latents.cpu().numpy()
+    if not np.isfinite(array).all():
+        raise DenoiseError("the model's latents are not finite; float32 or bfloat16 may help where float16 was used")
+    return array

@@ -1,0 +1,1 @@
+"""The networks of the diffusion stage: tensors in, tensors out. Parameters have the released checkpoints' names."""

@@ -1,0 +1,132 @@
+"""Attention over songs that lie one after another in one sequence: no padding, so nothing leaks from it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from soundstage_dit.model.shape import StackShape
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [tokens, head_dim], float32
+
+
+def rotation(lengths: Sequence[int], head_dim: int, theta: float, device: torch.device) -> Rotation:
+    """Make the rotary angles of sequences of these lengths; each one counts its positions from 0."""
+    positions = torch.cat([torch.arange(length, device=device, dtype=torch.float32) for length in lengths])
+    rates = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.outer(positions, rates).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Turn x [heads, tokens, head_dim]; the first half of a head pairs with the second."""
+    cosines, sines = by
+    wide = x.float()
+    left, right = wide.chunk(2, dim=-1)
+    return (wide * cosines + torch.cat([-right, left], dim=-1) * sines).to(x.dtype)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend from all queries [heads, n, head_dim] to all keys and values [kv_heads, m, head_dim]."""
+    # Heads are repeated by hand: the fused kernels of older cards do not take grouped heads.
+    groups = len(queries) // len(keys)
+    keys, values = (x.repeat_interleave(groups, dim=0) for x in (keys, values))
+    return F.scaled_dot_product_attention(queries[None], keys[None], values[None])[0]
+
+
+def attend_near(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+    """Attend as `attend`, over one sequence, but only to keys at most `window` tokens away.
+
+    Blocks of `window` queries meet three blocks of keys, so work and memory grow with length x window.
+    """
+    groups, length = len(queries) // len(keys), queries.shape[1]
+    blocks = -(-length // window)
+    tail = blocks * window - length
+    near_keys, near_values = (
+        F.pad(x, (0, 0, window, tail + window)).unfold(1, 3 * window, window).permute(1, 0, 3, 2)
+        for x in (keys, values)
+    )  # [blocks, kv_heads, 3 * window, head_dim]
+    blocked = F.pad(queries, (0, 0, 0, tail)).unflatten(1, (blocks, window)).transpose(0, 1)
+
+    row = torch.arange(window, device=queries.device)[:, None]
+    column = torch.arange(3 * window, device=queries.device)[None] - window
+    key_position = column + window * torch.arange(blocks, device=queries.device)[:, None, None]
+    is_seen = ((row - column).abs() <= window) & (key_position >= 0) & (key_position < length)
+    seen = F.scaled_dot_product_attention(
+        blocked,
+        near_keys.repeat_interleave(groups, dim=1),
+        near_values.repeat_interleave(groups, dim=1),
+        attn_mask=is_seen[:, None],
+    )
+    return seen.transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys."""
+
+    def __init__(self, shape: StackShape) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(shape.width, shape.heads * shape.head_dim, bias=False)
+        self.k_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
+        self.v_proj = nn.Linear(shape.width, shape.kv_heads * shape.head_dim, bias=False)
+        self.o_proj = nn.Linear(shape.heads * shape.head_dim, shape.width, bias=False)
+        self.q_norm = nn.RMSNorm(shape.head_dim, eps=shape.eps)
+        self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.eps)
+        self._head_dim = shape.head_dim
+
+    def query(self, x: Tensor) -> Tensor:
+        """Return queries [heads, tokens, head_dim] of x [tokens, width]."""
+        return self.q_norm(self._split(self.q_proj(x)))
+
+    def remember(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values, each [kv_heads, tokens, head_dim], of x [tokens, width]."""
+        return self.k_norm(self._split(self.k_proj(x))), self._split(self.v_proj(x))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Put what every song attended to, [heads, tokens, head_dim], back into one [tokens, width]."""
+        return self.o_proj(torch.cat([part.transpose(0, 1).flatten(1) for part in parts]))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self._head_dim)).transpose(0, 1)
+
+
+class SelfAttention(Attention):
+    """Attention within each song, over all of it or over a window."""
+
+    def __init__(self, shape: StackShape, window: int | None) -> None:
+        super().__init__(shape)
+        self._window = window
+
+    def forward(self, x: Tensor, lengths: Sequence[int], turn: Rotation) -> Tensor:
+        """Map x [tokens, width], songs of `lengths` one after another, to the same shape."""
+        keys, values = self.remember(x)
+        queries, keys, values = (
+            part.split(list(lengths), dim=1) for part in (rotate(self.query(x), turn), rotate(keys, turn), values)
+        )
+        songs = zip(queries, keys, values, strict=True)
+        window = self._window
+        return self.join([attend(q, k, v) if window is None else attend_near(q, k, v, window) for q, k, v in songs])
+
+
+class CrossAttention(Attention):
+    """Attention from each song to its own conditions."""
+
+    def forward(self, x: Tensor, lengths: Sequence[int], memories: Sequence[Tensor]) -> Tensor:
+        """Map x [tokens, width]; a memory is its song's keys and values, [2, kv_heads, conditions, head_dim]."""
+        songs = self.query(x).split(list(lengths), dim=1)
+        return self.join([attend(q, memory[0], memory[1]) for q, memory in zip(songs, memories, strict=True)])
+
+
+class Mlp(nn.Module):
+    """A SwiGLU feed-forward layer."""
+
+    def __init__(self, shape: StackShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.width, shape.mlp_width, bias=False)
+        self.up_proj = nn.Linear(shape.width, shape.mlp_width, bias=False)
+        self.down_proj = nn.Linear(shape.mlp_width, shape.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [tokens, width] to the same shape."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,133 @@
+"""The diffusion transformer: noisy latents in, velocity out, for any number of unlike songs at once."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from soundstage_dit.model.attention import CrossAttention, Mlp, Rotation, SelfAttention, rotation
+from soundstage_dit.model.shape import DitShape, StackShape
+
+_SINUSOIDS = 256
+_LONGEST_PERIOD = 10_000
+_TIME_SCALE = 1_000
+
+
+class TimeEmbedding(nn.Module):
+    """Embeds a diffusion time in [0, 1]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(_SINUSOIDS, width)
+        self.linear_2 = nn.Linear(width, width)
+        self.time_proj = nn.Linear(width, 6 * width)
+
+    def forward(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Map times [songs] to an embedding [songs, width] and a layer modulation [songs, 6, width]."""
+        # In float32 whatever the weights are: 1000 t has no room in half precision.
+        half = _SINUSOIDS // 2
+        rates = torch.exp(torch.arange(half, device=times.device) * (-math.log(_LONGEST_PERIOD) / half))
+        angles = torch.outer(times.float() * _TIME_SCALE, rates)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
+        embedding = self.linear_2(F.silu(self.linear_1(waves)))
+        return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
+
+
+class DitLayer(nn.Module):
+    """Self-attention, cross-attention and feed-forward; time modulates the first and the last."""
+
+    def __init__(self, shape: StackShape, window: int | None) -> None:
+        super().__init__()
+        self.self_attn_norm = nn.RMSNorm(shape.width, eps=shape.eps)
+        self.self_attn = SelfAttention(shape, window)
+        self.cross_attn_norm = nn.RMSNorm(shape.width, eps=shape.eps)
+        self.cross_attn = CrossAttention(shape)
+        self.mlp_norm = nn.RMSNorm(shape.width, eps=shape.eps)
+        self.mlp = Mlp(shape)
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 6, shape.width))
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        owners: Tensor,
+        lengths: Sequence[int],
+        turn: Rotation,
+        memories: Sequence[Tensor],
+    ) -> Tensor:
+        """Map x [tokens, width]; `modulation` is [songs, 6, width] and `owners` [tokens] names each token's song."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (self.scale_shift_table + modulation).unbind(dim=1)
+        seen = self.self_attn(_modulate(self.self_attn_norm(x), shift, scale, owners), lengths, turn)
+        x = x + seen * gate[owners]
+        x = x + self.cross_attn(self.cross_attn_norm(x), lengths, memories)
+        return x + self.mlp(_modulate(self.mlp_norm(x), mlp_shift, mlp_scale, owners)) * mlp_gate[owners]
+
+
+class Dit(nn.Module):
+    """Predicts the velocity, noise minus data, of each song at its own time."""
+
+    def __init__(self, shape: DitShape) -> None:
+        super().__init__()
+        stack = shape.stack
+        patch = shape.patch
+        # The checkpoints keep these two in a sequence, at index 1.
+        self.proj_in = nn.Sequential(nn.Identity(), nn.Conv1d(shape.in_channels, stack.width, patch, stride=patch))
+        self.proj_out = nn.Sequential(
+            nn.Identity(), nn.ConvTranspose1d(stack.width, shape.channels, patch, stride=patch)
+        )
+        self.time_embed = TimeEmbedding(stack.width)
+        self.time_embed_r = TimeEmbedding(stack.width)
+        self.condition_embedder = nn.Linear(shape.condition_width, stack.width)
+        self.layers = cast("list[DitLayer]", nn.ModuleList([DitLayer(stack, window) for window in stack.windows]))
+        self.norm_out = nn.RMSNorm(stack.width, eps=stack.eps)
+        self.scale_shift_table = nn.Parameter(torch.empty(1, 2, stack.width))
+        self._shape = shape
+
+    def remember(self, conditions: Tensor) -> Tensor:
+        """Return the keys and values of conditions [conditions, condition_width] in every layer.
+
+        They are [layers, 2, kv_heads, conditions, head_dim], and the same at every step of a song.
+        """
+        embedded = self.condition_embedder(conditions)
+        return torch.stack([torch.stack(layer.cross_attn.remember(embedded)) for layer in self.layers])
+
+    def forward(
+        self, latents: Sequence[Tensor], times: Tensor, contexts: Sequence[Tensor], memories: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Return each song's velocity [frames, channels], float32; songs of any lengths never see one another.
+
+        Per song: latents [frames, channels], a time in `times` [songs], a context [frames, in_channels - channels],
+        and what `remember` gave.
+        """
+        patch, stack = self._shape.patch, self._shape.stack
+        inputs = [
+            F.pad(torch.cat(pair, dim=-1), (0, 0, 0, -len(pair[0]) % patch))
+            for pair in zip(contexts, latents, strict=True)
+        ]
+        lengths = [len(frames) // patch for frames in inputs]
+        # Every song is a whole number of patches, so no patch holds frames of two.
+        x = self.proj_in(torch.cat(inputs).to(self.scale_shift_table.dtype).T[None])[0].T
+        owners = torch.repeat_interleave(torch.tensor(lengths, device=x.device))
+        turn = rotation(lengths, stack.head_dim, stack.rope_theta, x.device)
+        still_embedding, still_modulation = self._standing_still
+        embedding, modulation = self.time_embed(times)
+        embedding, modulation = embedding + still_embedding, modulation + still_modulation
+        for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
+            x = layer(x, modulation, owners, lengths, turn, memory)
+        shift, scale = (self.scale_shift_table + embedding[:, None]).unbind(dim=1)
+        x = _modulate(self.norm_out(x), shift, scale, owners)
+        frames = self.proj_out(x.T[None])[0].T.float().split([length * patch for length in lengths])
+        return [song[: len(asked)] for song, asked in zip(frames, latents, strict=True)]
+
+    @cached_property
+    def _standing_still(self) -> tuple[Tensor, Tensor]:
+        # The second embedding is of the interval a step is averaged over, which is always 0 here.
+        return self.time_embed_r(torch.zeros(1, device=self.scale_shift_table.device))
+
+
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor, owners: Tensor) -> Tensor:
+    return x * (1 + scale[owners]) + shift[owners]

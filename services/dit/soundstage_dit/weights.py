@@ -1,0 +1,222 @@
+"""Checkpoints of the diffusion stage, in the original layout or diffusers', into networks ready to run."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Model
+
+from soundstage_device.weights import build, read_weights
+from soundstage_dit.architecture import Architecture, encoder_config
+from soundstage_dit.conditioning import Conditioner
+from soundstage_dit.model.codes import CodeDecoder
+from soundstage_dit.model.condition import ConditionEncoder
+from soundstage_dit.model.dit import Dit
+from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
+from soundstage_runtime.score import MAX_LATENT_FRAMES
+from soundstage_runtime.text import is_control_token
+
+TEXT_ENCODER: Final = "Qwen3-Embedding-0.6B"
+_SILENCE: Final = "silence_latent"
+_NULL: Final = "null_condition_emb"  # what guidance moves away from; turbo models are not guided
+_DIFFUSERS_NAMES: Final = (
+    ("proj_in.1.", "proj_in_conv."),
+    ("proj_out.1.", "proj_out_conv."),
+    (".q_proj.", ".to_q."),
+    (".k_proj.", ".to_k."),
+    (".v_proj.", ".to_v."),
+    (".o_proj.", ".to_out.0."),
+    (".q_norm.", ".norm_q."),
+    (".k_norm.", ".norm_k."),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """Networks on their device, and what the checkpoint is called."""
+
+    dit: Dit
+    conditioner: Conditioner
+    channels: int
+    variant: str
+    model_fingerprint: str
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Contents:
+    """What either layout holds: tensors under the names of our modules, silence as [frames, channels]."""
+
+    architecture: Architecture
+    dit: dict[str, Tensor]
+    condition_encoder: dict[str, Tensor]
+    code_decoder: dict[str, Tensor]
+    silence: Tensor
+    text_encoder: Path
+    tokenizer: Path
+    files: list[Path]
+
+
+def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load a turbo checkpoint; raises CheckpointError when it is another, incomplete, or not what it says it is."""
+    if (folder / "model_index.json").is_file():
+        contents = _read_diffusers(folder, text_encoder)
+    elif (folder / "config.json").is_file():
+        contents = _read_original(folder, text_encoder)
+    else:
+        raise CheckpointError(
+            f"{folder} holds neither config.json (original layout: a folder such as acestep-v15-turbo) "
+            "nor model_index.json (diffusers' layout)"
+        )
+    shapes = contents.architecture
+    if not shapes.variant.endswith("turbo"):
+        raise CheckpointError(
+            f"{folder} is a {shapes.variant} model, which needs guidance; only turbo models are served"
+        )
+    wanted = (MAX_LATENT_FRAMES, shapes.dit.channels)
+    if tuple(contents.silence.shape) != wanted:
+        raise CheckpointError(f"{folder}: {_SILENCE} is {list(contents.silence.shape)}; {list(wanted)} is wanted")
+    tokenizer = _load_tokenizer(contents.tokenizer)
+    conditioner = Conditioner(
+        tokenizer=tokenizer,
+        text_encoder=_load_text_encoder(contents.text_encoder, device=device, dtype=dtype),
+        condition_encoder=build(
+            lambda: ConditionEncoder(shapes.condition),
+            contents.condition_encoder,
+            where=f"{folder}, condition encoder",
+            device=device,
+            dtype=dtype,
+        ),
+        code_decoder=build(
+            lambda: CodeDecoder(levels=shapes.code_levels, width=shapes.code_width, detokenizer=shapes.detokenizer),
+            contents.code_decoder,
+            where=f"{folder}, detokenizer",
+            device=device,
+            dtype=dtype,
+        ),
+        silence=contents.silence.to(device=device, dtype=dtype),
+    )
+    return LoadedModel(
+        dit=build(lambda: Dit(shapes.dit), contents.dit, where=f"{folder}, decoder", device=device, dtype=dtype),
+        conditioner=conditioner,
+        channels=shapes.dit.channels,
+        variant=shapes.variant,
+        model_fingerprint=fingerprint(contents.files),
+        device=device,
+    )
+
+
+def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
+    config = read_json(folder / "config.json")
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_weights(folder).items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group, {})[rest] = tensor
+    strange = sorted(set(groups) - {"decoder", "encoder", "tokenizer", "detokenizer", _NULL})
+    if strange:
+        raise CheckpointError(f"{folder}: unexpected tensors {strange[0]}.*")
+    text_encoder = text_encoder or folder.parent / TEXT_ENCODER
+    silence = folder / f"{_SILENCE}.pt"
+    return _Contents(
+        architecture=Architecture.of(config, encoder_config(config), where=str(folder / "config.json")),
+        dit=groups.get("decoder", {}),
+        condition_encoder=groups.get("encoder", {}),
+        code_decoder=_code_decoder(groups.get("tokenizer", {}), _to_diffusers(groups.get("detokenizer", {}))),
+        silence=_read_silence(silence),
+        text_encoder=text_encoder,
+        tokenizer=text_encoder,
+        files=[folder / "config.json", *weight_files(folder), silence, *_text_files(text_encoder, text_encoder)],
+    )
+
+
+def _read_diffusers(folder: Path, text_encoder: Path | None) -> _Contents:
+    parts = [
+        folder / name for name in ("transformer", "condition_encoder", "audio_tokenizer", "audio_token_detokenizer")
+    ]
+    transformer, condition, tokens, _ = (read_json(part / "config.json") for part in parts)
+    dit, condition_encoder, quantizer, detokenizer = (read_weights(part) for part in parts)
+    condition_encoder.pop(_NULL, None)
+    silence = condition_encoder.pop(_SILENCE, None)
+    if silence is None or silence.dim() != 3:
+        raise CheckpointError(f"{parts[1]}: {_SILENCE} [1, frames, channels] is missing")
+    tokenizer = text_encoder or folder / "tokenizer"
+    text_encoder = text_encoder or folder / "text_encoder"
+    files = [path for part in parts for path in (part / "config.json", *weight_files(part))]
+    return _Contents(
+        architecture=Architecture.of(transformer, {**tokens, **condition}, where=str(folder)),
+        dit=_to_original(dit),
+        condition_encoder=_to_original(condition_encoder),
+        code_decoder=_code_decoder(quantizer, detokenizer),
+        silence=silence[0],
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        files=[*files, *_text_files(text_encoder, tokenizer)],
+    )
+
+
+def _code_decoder(tokenizer: Mapping[str, Tensor], detokenizer: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Of the tokenizer only the way out of the codebook is needed: it maps audio to codes, and audio never comes here.
+    way_out = "quantizer.project_out."
+    projection = {name.removeprefix("quantizer."): t for name, t in tokenizer.items() if name.startswith(way_out)}
+    return projection | {f"detokenizer.{name}": tensor for name, tensor in detokenizer.items()}
+
+
+def _to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {_replace(name, _DIFFUSERS_NAMES): tensor for name, tensor in tensors.items()}
+
+
+def _to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    back = [(theirs, ours) for ours, theirs in _DIFFUSERS_NAMES]
+    return {_replace(name, back): tensor for name, tensor in tensors.items()}
+
+
+def _replace(name: str, pairs: "tuple[tuple[str, str], ...] | list[tuple[str, str]]") -> str:
+    for old, new in pairs:
+        name = name.replace(old, new)
+    return name
+
+
+def _read_silence(path: Path) -> Tensor:
+    """Read silence, stored [1, channels, frames], as [frames, channels]."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path} is not a tensor file: {error}") from error
+    if not isinstance(stored, Tensor) or stored.dim() != 3:
+        raise CheckpointError(f"{path} must hold one tensor [1, channels, frames]")
+    return stored[0].T.contiguous()
+
+
+def _text_files(text_encoder: Path, tokenizer: Path) -> list[Path]:
+    files = [text_encoder / "config.json", tokenizer / "tokenizer.json"]
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{' and '.join(missing)} missing; name the directory or hub id of {TEXT_ENCODER} as text_encoder"
+        )
+    return [*files, *weight_files(text_encoder)]
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
+    loose = [token for token in tokenizer.get_added_vocab() if not is_control_token(token)]
+    if loose:
+        raise CheckpointError(f"{folder}: the added token {loose[0]!r} is not one that requests are searched for")
+    return tokenizer
+
+
+def _load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwen3Model:
+    try:
+        model, report = cast(Any, Qwen3Model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{folder} does not load as a Qwen3 text encoder: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if report[kind]:
+            raise CheckpointError(f"{folder}: {kind.replace('_keys', '')} {sorted(report[kind])[0]}")
+    return model.requires_grad_(False).eval().to(device)
