@@ -176,3 +176,7 @@ def tiny(folder: Annotated[Path, typer.Argument(help="where to write; made if ne
 
     for path in write_tiny(folder):
         console.print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

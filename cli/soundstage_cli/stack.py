@@ -12,6 +12,7 @@ from typing import Final
 
 from soundstage_cli.models import Models
 
+STAGES: Final = ("lm", "dit", "vae")
 _LINES_KEPT: Final = 12
 _STOP_TIMEOUT_S: Final = 40.0
 
@@ -43,11 +44,12 @@ class Stack:
         on_warning: Callable[[Member, str], None] = lambda _member, _line: None,
     ) -> None:
         self._arguments = {
-            "lm": ["--model", models.lm, "--port", str(ports[1])],
-            "dit": ["--model", models.dit, "--port", str(ports[2])],
-            "vae": ["--model", models.vae, "--port", str(ports[3])],
-            "gateway": ["--port", str(ports[0])],
+            "lm": ["--model", models.lm],
+            "dit": ["--model", models.dit],
+            "vae": ["--model", models.vae],
+            "gateway": list[str](),
         }
+        self._ports: dict[str, int] = dict(zip(("gateway", *STAGES), ports, strict=True))
         self.members = {name: Member(name=name) for name in self._arguments}
         self._on_change = on_change
         self._on_warning = on_warning
@@ -61,12 +63,28 @@ class Stack:
 
     async def start(self) -> None:
         """Start all and wait until each is ready; raises ProcessDiedError."""
-        stages = ("lm", "dit", "vae")
-        for name in stages:
-            await self._spawn(name, self._arguments[name])
-        await self._wait(lambda: all(self.members[name].port for name in stages))
-        targets = [part for name in stages for part in (f"--{name}", f"127.0.0.1:{self.members[name].port}")]
-        await self._spawn("gateway", [*self._arguments["gateway"], *targets])
+        for name in STAGES:
+            await self.spawn(name)
+        await self._wait(lambda: all(self.members[name].port for name in STAGES))
+        await self.spawn("gateway")
+        await self.wait_until_ready()
+
+    async def spawn(self, name: str) -> None:
+        """Start one process, or start it again on the port it had."""
+        member = self.members[name]
+        arguments = self._arguments[name]
+        if name == "gateway":
+            arguments = arguments + [
+                part for stage in STAGES for part in (f"--{stage}", f"127.0.0.1:{self.members[stage].port}")
+            ]
+        port = str(member.port or self._ports[name])
+        command = [sys.executable, "-m", f"soundstage_{name}", "--log-format", "json", "--port", port, *arguments]
+        member.process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+        self._set_state(member, "starting")
+        self._readers.append(asyncio.create_task(self._read(member, member.process)))
+
+    async def wait_until_ready(self) -> None:
+        """Wait until every process is ready; raises ProcessDiedError."""
         await self._wait(lambda: all(member.state == "ready" for member in self.members.values()))
 
     async def watch(self) -> None:
@@ -87,13 +105,6 @@ class Stack:
                 self._signal(member, signal.SIGKILL)
             await asyncio.gather(*self._readers, return_exceptions=True)
 
-    async def _spawn(self, name: str, arguments: list[str]) -> None:
-        member = self.members[name]
-        command = [sys.executable, "-m", f"soundstage_{name}", "--log-format", "json", *arguments]
-        member.process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
-        self._set_state(member, "starting")
-        self._readers.append(asyncio.create_task(self._read(member, member.process)))
-
     async def _read(self, member: Member, process: Process) -> None:
         assert process.stderr is not None
         async for raw in process.stderr:
@@ -113,7 +124,7 @@ class Stack:
             elif event.get("level") in ("warning", "error"):
                 self._on_warning(member, line)
         await process.wait()
-        if member.state != "stopped":
+        if member.state != "stopped" and member.process is process:
             self._set_state(member, "died")
 
     async def _wait(self, is_done: Callable[[], bool]) -> None:

@@ -1,0 +1,197 @@
+"""Whole songs through four real processes on tiny random models."""
+
+import asyncio
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import soundfile
+
+from soundstage.music.v1.catalog_service_pb2 import GetCapabilitiesRequest, ListModelsRequest
+from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceStub
+from soundstage.music.v1.song_service_pb2 import (
+    STAGE_DIT,
+    STAGE_LM,
+    STAGE_VAE,
+    GenerateSongRequest,
+    GenerateSongResponse,
+    Stage,
+)
+from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
+
+
+def song(**changes: Any) -> GenerateSongRequest:
+    fields: dict[str, Any] = {
+        "caption": "a bright tune",
+        "lyrics": "[verse]\nla la la",
+        "metadata": {"duration_s": 8},
+        "seeds": [7],
+    }
+    return GenerateSongRequest(**fields | changes)
+
+
+async def collect(address: str, request: GenerateSongRequest) -> list[GenerateSongResponse]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        return [event async for event in SongServiceStub(channel).GenerateSong(request)]
+
+
+def pcm_of(events: list[GenerateSongResponse], variant: int = 0) -> bytes:
+    return b"".join(e.audio_chunk.data for e in events if e.HasField("audio_chunk") and e.variant == variant)
+
+
+async def test_a_song_is_planned_streamed_and_complete(gateway: str) -> None:
+    events = await collect(gateway, song())
+    plan = next(event.plan for event in events if event.HasField("plan"))
+    assert 30 <= plan.metadata.bpm <= 300
+    assert plan.metadata.key_scale
+    assert plan.metadata.time_signature in ("2", "3", "4", "6")
+    assert plan.code_count == 40
+    done = events[-1].completed
+    pcm = pcm_of(events)
+    assert done.frame_count == 8 * 48_000 == len(pcm) // 4
+    assert done.pcm_sha256 == hashlib.sha256(pcm).digest()
+    assert done.peak > 0
+    assert done.metadata.bpm == plan.metadata.bpm
+    assert [timing.stage for timing in done.timings] == [STAGE_LM, STAGE_DIT, STAGE_VAE]
+    assert len({timing.model_fingerprint for timing in done.timings}) == 3
+    steps = [e.progress.done for e in events if e.HasField("progress") and e.progress.stage == STAGE_DIT]
+    assert steps == list(range(1, 9))
+    codes = [e.progress.done for e in events if e.HasField("progress") and e.progress.stage == STAGE_LM]
+    assert codes[-1] == 40
+    assert len(codes) > 4
+
+
+async def test_the_same_seed_gives_the_same_bytes_whatever_else_is_made(gateway: str) -> None:
+    alone, others, other_seed = await asyncio.gather(
+        collect(gateway, song()),
+        collect(gateway, song(caption="something else", variants=3, seeds=[7, 8, 9])),
+        collect(gateway, song(seeds=[8])),
+    )
+    again = await collect(gateway, song())
+    assert pcm_of(alone) == pcm_of(again)
+    assert pcm_of(alone) != pcm_of(other_seed)
+    assert len({pcm_of(others, variant) for variant in range(3)}) == 3
+
+
+async def test_what_the_user_fixed_is_kept_and_planning_can_be_left_out(gateway: str) -> None:
+    metadata = {"bpm": 99, "key_scale": "F# minor", "time_signature": "3", "duration_s": 2.2}
+    planned = await collect(gateway, song(metadata=metadata))
+    unplanned = await collect(gateway, song(metadata={"duration_s": 2.2}, planner={"enabled": False}))
+    plan = next(event.plan.metadata for event in planned if event.HasField("plan"))
+    assert (plan.bpm, plan.key_scale, plan.time_signature) == (99, "F# minor", "3")
+    assert planned[-1].completed.frame_count == unplanned[-1].completed.frame_count == 55 * 1920
+    assert [timing.stage for timing in unplanned[-1].completed.timings] == [STAGE_DIT, STAGE_VAE]
+
+
+@pytest.mark.parametrize("stage", [STAGE_LM, STAGE_DIT, STAGE_VAE])
+async def test_cancel_frees_the_stage_at_work(gateway: str, stage: Stage.ValueType) -> None:
+    async with grpc.aio.insecure_channel(gateway) as channel:
+        call = SongServiceStub(channel).GenerateSong(song(metadata={"duration_s": 60}))
+        async for event in call:
+            at_work = STAGE_VAE if event.HasField("audio_chunk") else event.progress.stage
+            if at_work == stage:
+                break
+        assert stage in await busy_stages(channel)
+        call.cancel()
+        async with asyncio.timeout(2):
+            while await busy_stages(channel):
+                pass
+
+
+async def busy_stages(channel: grpc.aio.Channel) -> set[Stage.ValueType]:
+    answer = await CatalogServiceStub(channel).GetCapabilities(GetCapabilitiesRequest())
+    assert all(state.reachable for state in answer.stages)
+    return {state.stage for state in answer.stages if state.in_flight}
+
+
+async def test_bad_input_names_every_field_and_harms_nobody(gateway: str) -> None:
+    bad = song(
+        caption="a <|im_end|> b <|audio_code_1|>",
+        lyrics="<think>",
+        metadata={"bpm": 5, "duration_s": float("nan"), "vocal_language": "xx"},
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await collect(gateway, bad)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    for field in ("caption", "lyrics", "metadata.bpm", "metadata.duration_s", "metadata.vocal_language"):
+        assert field in str(caught.value.details())
+    assert (await collect(gateway, song()))[-1].HasField("completed")
+
+
+async def test_the_catalog_lists_the_models_that_made_the_song(gateway: str) -> None:
+    async with grpc.aio.insecure_channel(gateway) as channel:
+        models = (await CatalogServiceStub(channel).ListModels(ListModelsRequest())).models
+    events = await collect(gateway, song(metadata={"duration_s": 1}))
+    made_by = {timing.stage: timing.model_fingerprint for timing in events[-1].completed.timings}
+    assert {model.stage: model.model_fingerprint for model in models} == made_by
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "soundstage_cli.app", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False)
+
+
+def test_the_command_line_writes_a_wav_of_the_exact_length(gateway: str, tmp_path: Path) -> None:
+    lyrics = tmp_path / "lyrics.txt"
+    lyrics.write_text("[verse]\nla la\n")
+    path = tmp_path / "song.wav"
+    done = run_cli(
+        "generate", "a calm piano", "--lyrics-file", str(lyrics), "--duration", "4", "--seed", "7",
+        "--output", str(path), "--gateway", gateway,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"first audio after" in done.stderr
+    made = soundfile.info(path)
+    assert (made.samplerate, made.channels, made.frames, made.subtype) == (48_000, 2, 4 * 48_000, "PCM_16")
+
+
+def test_the_command_line_pipes_raw_pcm_and_nothing_else(gateway: str) -> None:
+    done = run_cli(
+        "generate", "a calm piano", "--duration", "2", "--sample-format", "f32", "-o", "-", "--gateway", gateway
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) == 2 * 48_000 * 2 * 4
+
+
+def test_the_command_line_writes_a_file_for_every_variant(gateway: str, tmp_path: Path) -> None:
+    path = tmp_path / "song.wav"
+    done = run_cli("generate", "x", "--duration", "1", "--variants", "2", "-o", str(path), "--gateway", gateway)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["song-1.wav", "song-2.wav"]
+
+
+def test_the_command_line_explains_a_refusal(gateway: str, tmp_path: Path) -> None:
+    done = run_cli("generate", "", "--bpm", "5", "--output", str(tmp_path / "x.wav"), "--gateway", gateway)
+    assert done.returncode == 1
+    assert b"caption is empty" in done.stderr
+    assert b"metadata.bpm is 5; must be 30 to 300" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.node
+def test_the_node_client_makes_a_song(gateway: str, tmp_path: Path) -> None:
+    client = Path(__file__).parents[2] / "clients" / "node" / "generate.mjs"
+    path = tmp_path / "song.pcm"
+    done = subprocess.run(
+        ["node", str(client), "a calm piano", "4", str(path), gateway], capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in done.stderr.decode()
+    assert path.stat().st_size == 4 * 48_000 * 4
+
+
+@pytest.mark.node
+def test_the_node_client_explains_a_refusal(gateway: str, tmp_path: Path) -> None:
+    client = Path(__file__).parents[2] / "clients" / "node" / "generate.mjs"
+    done = subprocess.run(
+        ["node", str(client), "a calm piano", "10000", str(tmp_path / "x.pcm"), gateway],
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert b"INVALID_ARGUMENT: metadata.duration_s is 10000; must be 1 to 600" in done.stderr

@@ -1,0 +1,96 @@
+"""Processes that die, come back, or are told to stop."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, GenerateSongRequest
+from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
+from soundstage_cli.models import find_models
+from soundstage_cli.stack import ProcessDiedError, Stack
+from soundstage_runtime.errors import read_details
+
+
+@pytest.fixture
+async def stack(models: Path) -> AsyncGenerator[Stack, None]:
+    stack = Stack(find_models(models / "original"))
+    await stack.start()
+    yield stack
+    await stack.stop()
+
+
+def song(duration_s: float) -> GenerateSongRequest:
+    request = GenerateSongRequest(caption="a bright tune", seeds=[7])
+    request.metadata.duration_s = duration_s
+    return request
+
+
+async def test_a_killed_stage_is_unavailable_with_a_reason_and_serves_again_when_back(stack: Stack) -> None:
+    async with grpc.aio.insecure_channel(stack.target) as channel:
+        stub = SongServiceStub(channel)
+        for name in ("lm", "dit", "vae"):
+            call = stub.GenerateSong(song(60))
+            async for event in call:
+                at_work = {STAGE_LM: "lm", STAGE_DIT: "dit"}.get(event.progress.stage, "")
+                if name == (at_work or ("vae" if event.HasField("audio_chunk") else "")):
+                    break
+            process = stack.members[name].process
+            assert process is not None
+            process.kill()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                [event async for event in call]
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            details = read_details(caught.value)
+            assert (details.reason, details.metadata["stage"]) == ("STAGE_UNAVAILABLE", name)
+            await process.wait()
+            await stack.spawn(name)
+            await stack.wait_until_ready()
+            async with asyncio.timeout(20):
+                while not await is_made(channel):
+                    pass
+
+
+async def is_made(channel: grpc.aio.Channel) -> bool:
+    try:
+        events = [event async for event in SongServiceStub(channel).GenerateSong(song(1))]
+    except grpc.aio.AioRpcError as error:
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        return False
+    return events[-1].HasField("completed")
+
+
+async def test_sigterm_lets_a_song_in_flight_end(stack: Stack) -> None:
+    async with grpc.aio.insecure_channel(stack.target) as channel:
+        call = SongServiceStub(channel).GenerateSong(song(20))
+        await anext(aiter(call))
+        gateway = stack.members["gateway"].process
+        assert gateway is not None
+        gateway.send_signal(signal.SIGTERM)
+        events = [event async for event in call]
+        assert events[-1].completed.frame_count == 20 * 48_000
+        assert await gateway.wait() == 0
+
+
+def test_up_says_which_process_died_and_why(models: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "soundstage_cli.app", "up", "--models", str(models / "original"), "--port", "0"]
+    done = subprocess.run([*command, "--vae", str(tmp_path)], capture_output=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert b"vae died (exit status " in done.stderr
+    assert f"{tmp_path / 'config.json'} is missing".encode() in done.stderr.replace(b"\n", b"")
+    assert b"Traceback" not in done.stderr
+
+
+async def test_a_stage_that_dies_is_noticed(stack: Stack) -> None:
+    process = stack.members["dit"].process
+    assert process is not None
+    process.kill()
+    with pytest.raises(ProcessDiedError, match="dit died \\(killed by SIGKILL\\)"):
+        async with asyncio.timeout(10):
+            await stack.watch()
