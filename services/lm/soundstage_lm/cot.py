@@ -56,9 +56,9 @@ def parse(text: str) -> Metadata:
             lines = []
         elif line[:1].strip() and colon:
             lines = found.setdefault(key.strip(), [])
-            lines[:] = [value.strip()]
+            lines[:] = [value.strip(" ")]
         else:
-            lines.append(line.strip())
+            lines.append(line.strip(" "))
     fields = {name: _unquote(found[key]) for key, name in KEYS.items() if key in found}
     bpm, duration = fields.pop("bpm", ""), fields.pop("duration_s", "")
     return Metadata(

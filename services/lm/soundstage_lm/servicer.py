@@ -46,10 +46,9 @@ class LmServicer(LmServiceServicer):
         """See lm_service.proto."""
         brief = read_request(request, max_duration_s=self._max_duration_s)
         check_fingerprint(request.model_fingerprint, self._planner.fingerprint)
-        with self._admission.enter():
-            async with aclosing(self._planner.compose(brief)) as pieces:
-                async for piece in pieces:
-                    yield _write(piece)
+        async with self._admission.enter(), aclosing(self._planner.compose(brief)) as pieces:
+            async for piece in pieces:
+                yield _write(piece)
 
 
 def make_services(

@@ -1,0 +1,78 @@
+"""Our decoder beside transformers' on the same weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from soundstage_lm.model.cache import BUCKET
+from soundstage_lm.model.qwen3 import Qwen3
+from soundstage_lm.weights import Checkpoint, load_checkpoint
+
+# Two ways of adding the same float32 numbers; logits reach about 6.
+TOLERANCE = 2e-5
+SHORT, LONG = 9, 70
+STEPS = BUCKET + 10  # crosses a bucket in either row
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: Path) -> Qwen3ForCausalLM:
+    model = Qwen3ForCausalLM(Qwen3Config.from_pretrained(tiny)).eval().requires_grad_(False)
+    model.model.load_state_dict(load_file(tiny / "model.safetensors"), strict=True)
+    return model
+
+
+def random_tokens(count: int, seed: int) -> list[int]:
+    return torch.randint(0, 1261, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def run(model: Qwen3, prompts: Sequence[list[int]], steps: Sequence[int]) -> Tensor:
+    """Logits [1 + steps, rows, vocabulary] after the prompts and after every step."""
+    cache = model.make_cache(len(prompts))
+    hidden = [torch.stack([model.prefill(cache, row, prompt) for row, prompt in enumerate(prompts)])]
+    hidden += [model.step(cache, [token] * len(prompts)) for token in steps]
+    return torch.stack(hidden) @ model.embed_tokens.weight.T
+
+
+def test_rows_of_unequal_length_equal_transformers_one_by_one(
+    checkpoint: Checkpoint, reference: Qwen3ForCausalLM
+) -> None:
+    prompts, steps = [random_tokens(LONG, 1), random_tokens(SHORT, 2)], random_tokens(STEPS, 3)
+    found = run(checkpoint.model, prompts, steps)
+    for row, prompt in enumerate(prompts):
+        wanted = reference(torch.tensor([prompt + steps])).logits[0, len(prompt) - 1 :]
+        torch.testing.assert_close(found[:, row], wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_rows_equal_transformers_padded_batch(checkpoint: Checkpoint, reference: Qwen3ForCausalLM) -> None:
+    long, short = random_tokens(LONG, 1), random_tokens(SHORT, 2)
+    mask = torch.ones(2, LONG, dtype=torch.long)
+    mask[1, : LONG - SHORT] = 0
+    ids = torch.tensor([long, [256] * (LONG - SHORT) + short])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    wanted = reference(ids, attention_mask=mask, position_ids=positions).logits[:, -1]
+    torch.testing.assert_close(run(checkpoint.model, [long, short], [])[0], wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_a_row_does_not_feel_its_neighbour(checkpoint: Checkpoint) -> None:
+    prompt, steps = random_tokens(SHORT, 4), random_tokens(20, 5)
+    beside = [run(checkpoint.model, [random_tokens(LONG, seed), prompt], steps)[:, 1] for seed in (6, 7)]
+    assert torch.equal(beside[0], beside[1])
+
+
+def test_bfloat16_is_as_near_to_float32_as_transformers_is(tiny: Path, reference: Qwen3ForCausalLM) -> None:
+    model = load_checkpoint(tiny, device=torch.device("cpu"), dtype=torch.bfloat16).model
+    prompt, steps = random_tokens(LONG, 1), random_tokens(STEPS, 3)
+    ids = torch.tensor([prompt + steps])
+    exact = reference(ids).logits[0, LONG - 1 :]
+    rough = Qwen3ForCausalLM(reference.config).eval()
+    rough.load_state_dict(reference.state_dict())
+    torch.nn.Module.to(rough, torch.bfloat16)  # theirs is typed for its decorator, not for its arguments
+    theirs = rough(ids).logits[0, LONG - 1 :].detach().float()
+    ours = run(model, [prompt], steps)[:, 0].float()
+    # Both round at every operation, at slightly different places: their errors are alike, not equal.
+    assert (ours - exact).square().mean() < 1.5 * (theirs - exact).square().mean()
