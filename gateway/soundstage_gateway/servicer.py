@@ -70,7 +70,7 @@ class SongServicer(SongServiceServicer):
     ) -> AsyncGenerator[GenerateSongResponse, None]:
         """See song_service.proto."""
         order = read_order(request, draw_seed=lambda: secrets.randbits(32))
-        with self._admission.enter(len(order.seeds)):
+        async with self._admission.enter(len(order.seeds)):
             started_s = time.monotonic()
             name = f"songs/{uuid.uuid4().hex}"
             name_song(name)

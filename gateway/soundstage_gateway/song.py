@@ -5,8 +5,6 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-import numpy as np
-
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_DIT,
     STAGE_LM,
@@ -21,15 +19,12 @@ from soundstage.music.v1.song_service_pb2 import (
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse
 from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, ComposeResponse
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioHeader, SampleFormat
+from soundstage.type.v1.audio_pb2 import AudioHeader
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_gateway.order import Order
 from soundstage_gateway.stages import Stages, ask
 from soundstage_runtime.score import CHANNELS, LATENTS_PER_CODE, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
-
-_DTYPES = {SAMPLE_FORMAT_S16: (np.dtype("<i2"), 32767.0)}
-_F32 = (np.dtype("<f4"), 1.0)
 
 
 class Song:
@@ -121,7 +116,7 @@ class Song:
             async for response in responses:
                 yield GenerateSongResponse(audio_chunk=response.audio)
                 digest.update(response.audio.data)
-                peak = max(peak, measure_peak(response.audio.data, sample_format))
+                peak = max(peak, response.peak)
                 frame_count += response.audio.frame_count
         self._note_time(STAGE_VAE, started_s)
         metadata = SongMetadata()
@@ -156,13 +151,6 @@ class Song:
                 stage=stage, duration_s=time.monotonic() - started_s, model_fingerprint=self._fingerprints[stage]
             )
         )
-
-
-def measure_peak(pcm: bytes, sample_format: SampleFormat.ValueType) -> float:
-    """Return the largest absolute sample of interleaved PCM, 1.0 being full scale."""
-    dtype, full_scale = _DTYPES.get(sample_format, _F32)
-    samples = np.frombuffer(pcm, dtype=dtype).astype(np.float64)
-    return float(np.abs(samples).max(initial=0.0)) / full_scale
 
 
 def _progress(stage: Stage.ValueType, done: int, total: int) -> GenerateSongResponse:

@@ -93,7 +93,8 @@ class Steady:
             pcm = np.repeat(latents[:, 0], 1920 * 2).astype("<i2" if is_s16 else "<f4")
             for part in np.split(pcm, range(48000, len(pcm), 48000)):
                 yield DecodeResponse(
-                    audio=AudioChunk(first_frame=frame, frame_count=len(part) // 2, data=part.tobytes())
+                    audio=AudioChunk(first_frame=frame, frame_count=len(part) // 2, data=part.tobytes()),
+                    peak=float(part.max()),
                 )
                 frame += len(part) // 2
                 await self.between()

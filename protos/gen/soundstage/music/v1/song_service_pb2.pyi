@@ -348,7 +348,7 @@ class Completed(_message.Message):
     pcm_sha256: _builtins.bytes
     """pcm_sha256 is the SHA-256 of all chunk data joined, 32 bytes."""
     peak: _builtins.float
-    """peak is the largest absolute sample, 1.0 being full scale; S16 output is clipped where it is above."""
+    """peak is the largest absolute sample before the sample format clipped it; 1.0 is full scale."""
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
         """metadata is what the song was made with; duration_s is its true length."""

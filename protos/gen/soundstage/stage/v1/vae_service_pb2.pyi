@@ -87,6 +87,9 @@ class DecodeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AUDIO_FIELD_NUMBER: _builtins.int
+    PEAK_FIELD_NUMBER: _builtins.int
+    peak: _builtins.float
+    """peak is the largest absolute sample of this audio before the sample format clipped it; 1.0 is full scale."""
     @_builtins.property
     def audio(self) -> _audio_pb2.AudioChunk:
         """audio is at most 24000 audio frames (0.5 s) of 48 kHz stereo."""
@@ -95,10 +98,11 @@ class DecodeResponse(_message.Message):
         self,
         *,
         audio: _audio_pb2.AudioChunk | None = ...,
+        peak: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "peak", b"peak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
