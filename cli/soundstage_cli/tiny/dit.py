@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from soundstage_cli.tiny.tokenizer import byte_tokenizer
+
+M = TypeVar("M", bound=nn.Module)
 
 TEXT_ENCODER = "Qwen3-Embedding-0.6B"
 _TEXT_WIDTH = 48
@@ -133,6 +135,7 @@ def write_diffusers(folder: Path, *, xl: bool = False, seed: int = 0) -> Path:
 def _make(*, xl: bool, seed: int) -> _Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        # First, so that both sizes share one text encoder, as the released ones do.
         tokenizer = byte_tokenizer(appends_end=True)
         text_config = Qwen3Config(
             vocab_size=len(tokenizer),
@@ -144,31 +147,28 @@ def _make(*, xl: bool, seed: int) -> _Parts:
             head_dim=16,
             max_position_embeddings=4096,
         )
+        text_encoder = _enliven(Qwen3Model(text_config))
         parts = _Parts(
-            transformer=AceStepTransformer1DModel(
-                **(_XL if xl else _ENCODER),
-                **_SHARED,
-                **_TRANSFORMER,
-                encoder_hidden_size=_ENCODER["hidden_size"] if xl else None,
+            transformer=_enliven(
+                AceStepTransformer1DModel(
+                    **(_XL if xl else _ENCODER),
+                    **_SHARED,
+                    **_TRANSFORMER,
+                    encoder_hidden_size=_ENCODER["hidden_size"] if xl else None,
+                )
             ),
-            condition_encoder=AceStepConditionEncoder(**_ENCODER, **_SHARED, **_CONDITION),
-            audio_tokenizer=AceStepAudioTokenizer(**_ENCODER, **_SHARED, **_POOLER, **_FSQ),
-            audio_token_detokenizer=AceStepAudioTokenDetokenizer(**_ENCODER, **_SHARED, **_POOLER),
-            text_encoder=Qwen3Model(text_config),
+            condition_encoder=_enliven(AceStepConditionEncoder(**_ENCODER, **_SHARED, **_CONDITION)),
+            audio_tokenizer=_enliven(AceStepAudioTokenizer(**_ENCODER, **_SHARED, **_POOLER, **_FSQ)),
+            audio_token_detokenizer=_enliven(AceStepAudioTokenDetokenizer(**_ENCODER, **_SHARED, **_POOLER)),
+            text_encoder=text_encoder,
             tokenizer=tokenizer,
         )
-        for module in (*_modules(parts), parts.text_encoder):
-            _enliven(module)
         parts.condition_encoder.silence_latent.normal_(std=0.1)
     return parts
 
 
-def _modules(parts: _Parts) -> list[nn.Module]:
-    return [parts.transformer, parts.condition_encoder, parts.audio_tokenizer, parts.audio_token_detokenizer]
-
-
 @torch.no_grad()
-def _enliven(module: nn.Module) -> None:
+def _enliven(module: M) -> M:
     """Redraw all weights so that every layer, gate and norm changes the signal and none of them blows it up."""
     for name, weight in module.named_parameters():
         if "norm" in name:
@@ -179,6 +179,7 @@ def _enliven(module: nn.Module) -> None:
             weight.normal_(std=weight[0].numel() ** -0.5)
         else:
             weight.normal_()
+    return module
 
 
 def _rename(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -33,8 +33,8 @@ class _InFlight:
     memory: Tensor  # [layers, 2, kv_heads, conditions, head_dim]
     latents: Tensor  # [frames, channels], float32
     step: int = 0
-    # One entry a step, so the number of steps bounds it.
-    stepped: asyncio.Queue[DenoiseError | None] = field(default_factory=asyncio.Queue[DenoiseError | None])
+    # One entry a step, so their number bounds it: None, or why the step failed.
+    stepped: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue[str | None])
 
 
 class DitEngine:
@@ -46,6 +46,8 @@ class DitEngine:
         self._worker = Worker("dit")
         self._songs: list[_InFlight] = []
         self._steps: asyncio.Task[None] | None = None
+        # A step takes its batch when its turn has come: songs that came before it are in, songs that left are not.
+        self._turn = asyncio.Lock()
 
     @property
     def model_fingerprint(self) -> str:
@@ -62,16 +64,17 @@ class DitEngine:
 
         Closing the generator takes the song out before the next step. Raises DenoiseError.
         """
-        entry = await self._worker.run(self._enter, song)
+        async with self._turn:
+            entry = await self._worker.run(self._enter, song)
         self._songs.append(entry)
         if self._steps is None:
             # In a context of its own: the steps belong to no single call.
             self._steps = asyncio.create_task(self._run_steps(), context=contextvars.Context())
         try:
             for step in range(1, song.steps + 1):
-                error = await entry.stepped.get()
-                if error is not None:
-                    raise error
+                failure = await entry.stepped.get()
+                if failure is not None:
+                    raise DenoiseError(failure)
                 yield step
         finally:
             self._leave(entry)
@@ -83,19 +86,26 @@ class DitEngine:
 
     async def _run_steps(self) -> None:
         try:
-            while batch := self._songs[: self._max_batch]:
-                failure: DenoiseError | None = None
-                try:
-                    await self._worker.run(self._step, batch)
-                except Exception as error:
-                    _log.exception("step_failed", songs=len(batch))
-                    failure = DenoiseError(f"a diffusion step failed: {type(error).__name__}")
+            while True:
+                async with self._turn:
+                    batch = self._songs[: self._max_batch]
+                    if not batch:
+                        return
+                    failure = await self._try_step(batch)
                 for entry in batch:
                     if failure is not None or entry.step + 1 == len(entry.times):
                         self._leave(entry)
                     entry.stepped.put_nowait(failure)
         finally:
             self._steps = None
+
+    async def _try_step(self, batch: list[_InFlight]) -> str | None:
+        try:
+            await self._worker.run(self._step, batch)
+        except Exception as error:
+            _log.exception("step_failed", songs=len(batch))
+            return f"a diffusion step failed: {type(error).__name__}"
+        return None
 
     def _leave(self, entry: _InFlight) -> None:
         if entry in self._songs:

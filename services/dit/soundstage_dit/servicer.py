@@ -45,14 +45,13 @@ class DitServicer(DitServiceServicer):
         """See dit_service.proto."""
         song = read_song(request)
         check_fingerprint(request.model_fingerprint, self._denoiser.model_fingerprint)
-        with self._admission.enter():
-            async with aclosing(self._denoiser.denoise(song)) as events:
-                async for event in events:
-                    if isinstance(event, int):
-                        yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.steps))
-                    else:
-                        for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
-                            yield DenoiseResponse(latents=chunk)
+        async with self._admission.enter(), aclosing(self._denoiser.denoise(song)) as events:
+            async for event in events:
+                if isinstance(event, int):
+                    yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.steps))
+                else:
+                    for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
+                        yield DenoiseResponse(latents=chunk)
 
 
 async def warm_up(channel: grpc.aio.Channel) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Model
+from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 from soundstage_device.weights import build, read_weights
 from soundstage_dit.architecture import Architecture, encoder_config
@@ -204,7 +204,8 @@ def _text_files(text_encoder: Path, tokenizer: Path) -> list[Path]:
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
+    # Not by way of AutoTokenizer: a class of its choice may remake parts that tokenizer.json says.
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     loose = [token for token in tokenizer.get_added_vocab() if not is_control_token(token)]
     if loose:
         raise CheckpointError(f"{folder}: the added token {loose[0]!r} is not one that requests are searched for")
