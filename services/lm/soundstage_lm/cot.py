@@ -19,12 +19,7 @@ KEYS: Final = {
 
 
 def dump(metadata: Metadata) -> str:
-    """Write metadata with its tags: the training text, to the byte."""
-    return f"{START}{dump_inside(metadata)}{END}"
-
-
-def dump_inside(metadata: Metadata) -> str:
-    """Write what stands between the tags, newlines included."""
+    """Write what stands between the tags, newlines included: the training text, to the byte."""
     fields = {
         key: line_value(key, value) for key, name in KEYS.items() if (value := getattr(metadata, name)) is not None
     }
@@ -71,7 +66,9 @@ def parse(text: str) -> Metadata:
 def _unquote(lines: list[str]) -> str:
     if lines[0][:1] in ("'", '"'):
         try:
-            return str(yaml.load("\n ".join(lines), Loader=yaml.BaseLoader))
+            value: object = yaml.load("\n ".join(lines), Loader=yaml.BaseLoader)
         except yaml.YAMLError:
-            pass  # a quote the model forgot to close is just a character
+            value = None  # a quote the model forgot to close is just a character
+        if isinstance(value, str):
+            return value
     return " ".join(line for line in lines if line)

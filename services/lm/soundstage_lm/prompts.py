@@ -60,4 +60,4 @@ def _turns(user: str) -> Prompt:
 
 
 def _thought(metadata: Metadata) -> Prompt:
-    return (Control.THINK, cot.dump_inside(metadata), Control.END_THINK, "\n\n")
+    return (Control.THINK, cot.dump(metadata), Control.END_THINK, "\n\n")

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundstage_lm import cot
@@ -40,7 +40,7 @@ FOLDED = (
     ],
 )
 def test_dumps_the_trained_text(metadata: Metadata, text: str) -> None:
-    assert cot.dump(metadata) == f"<think>\n{text}\n</think>"
+    assert cot.dump(metadata) == f"\n{text}\n"
 
 
 def test_parses_folded_lines_and_a_missing_end() -> None:
@@ -66,6 +66,7 @@ def test_parses_folded_lines_and_a_missing_end() -> None:
         ("<think>\ncaption: 'it''s: late'\n</think>", Metadata(caption="it's: late")),
         ("<think>\ncaption: Title: x\n</think>", Metadata(caption="Title: x")),
         ("<think>\ncaption: 'tis late\n</think>", Metadata(caption="'tis late")),
+        ("<think>\ncaption: 'a': b\n</think>", Metadata(caption="'a': b")),
         ("<think>\n\n</think>\n\n<|audio_code_3|>", Metadata()),
         ("bpm: 90\n<|audio_code_3|>bpm: 80", Metadata(bpm=90)),
         ("<think>\nbpm: fast\nduration: 9.5\ngenres: pop\nkeyscale:\n", Metadata()),
@@ -84,6 +85,7 @@ captions = (
 )
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Metadata,

@@ -109,7 +109,7 @@ def write_greedily(writing: Writing) -> list[int]:
     return tokens
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     data=st.data(),
     fixed=st.builds(

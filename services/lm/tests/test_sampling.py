@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundstage_lm.brief import Sampling
@@ -66,6 +66,7 @@ def test_top_p_comes_after_top_k() -> None:
     assert outcomes(LOGITS, replace(PLAIN, top_k=2, top_p=0.7)) == [0, 1, 0]
 
 
+@settings(deadline=None)
 @given(
     logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50),
     temperature=st.floats(0, 2),

@@ -34,8 +34,10 @@ class KvCache:
         """Make room for `tokens` in every row, copying what is there when another bucket is needed."""
         missing = -(-tokens // BUCKET) * BUCKET - self.capacity
         if missing > 0:
-            self.keys = [F.pad(keys, (0, 0, 0, missing)) for keys in self.keys]
-            self.values = [F.pad(values, (0, 0, 0, missing)) for values in self.values]
+            # One layer at a time: there are never two whole caches.
+            for tensors in (self.keys, self.values):
+                for layer, tensor in enumerate(tensors):
+                    tensors[layer] = F.pad(tensor, (0, 0, 0, missing))
 
 
 class Pass(Protocol):
