@@ -133,6 +133,9 @@ class DitEngine:
             now, after = entry.times[entry.step : entry.step + 2]
             entry.latents = euler(entry.latents, velocity, now, after)
             entry.step += 1
+        if self._model.device.type == "cuda":
+            # Else the host runs steps ahead of the device: progress would come early and cancel late.
+            torch.cuda.synchronize(self._model.device)
 
 
 def _read(latents: Tensor) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Checkpoints of the diffusion stage, in the original layout or diffusers', into networks ready to run."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -174,7 +174,7 @@ def _to_original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_replace(name, back): tensor for name, tensor in tensors.items()}
 
 
-def _replace(name: str, pairs: "tuple[tuple[str, str], ...] | list[tuple[str, str]]") -> str:
+def _replace(name: str, pairs: Iterable[tuple[str, str]]) -> str:
     for old, new in pairs:
         name = name.replace(old, new)
     return name

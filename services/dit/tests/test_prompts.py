@@ -1,5 +1,6 @@
 """The prompts, to the byte."""
 
+from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,8 +54,6 @@ def test_a_song_with_codes_is_asked_for_in_other_words() -> None:
 def test_prompts_equal_those_of_diffusers(
     caption: str, bpm: int | None, key_scale: str | None, time_signature: str | None, duration_s: float
 ) -> None:
-    from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
-
     song = Song(
         caption=caption,
         lyrics=caption,

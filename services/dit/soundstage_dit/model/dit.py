@@ -111,7 +111,7 @@ class Dit(nn.Module):
         lengths = [len(frames) // patch for frames in inputs]
         # Every song is a whole number of patches, so no patch holds frames of two.
         x = self.proj_in(torch.cat(inputs).to(self.scale_shift_table.dtype).T[None])[0].T
-        owners = torch.repeat_interleave(torch.tensor(lengths, device=x.device))
+        owners = torch.repeat_interleave(torch.tensor(lengths, device=x.device), output_size=len(x))
         turn = rotation(lengths, stack.head_dim, stack.rope_theta, x.device)
         still_embedding, still_modulation = self._standing_still
         embedding, modulation = self.time_embed(times)
