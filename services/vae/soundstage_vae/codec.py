@@ -3,19 +3,28 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import remove_weight_norm
 
 from soundstage_device.weights import build, read_weights
 from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
 from soundstage_runtime.errors import ServiceError
-from soundstage_runtime.score import CHANNELS, LATENT_CHANNELS, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+from soundstage_runtime.score import CHANNELS, LATENT_CHANNELS, SAMPLE_RATE_HZ
+
+# What rates, context and wire shapes rest on. Channel widths are free.
+_CONFIG: Final = {
+    "downsampling_ratios": [2, 4, 4, 6, 10],
+    "decoder_input_channels": LATENT_CHANNELS,
+    "encoder_hidden_size": 2 * LATENT_CHANNELS,
+    "audio_channels": CHANNELS,
+    "sampling_rate": SAMPLE_RATE_HZ,
+}
 
 # What a weight-normed layer's gain and direction are called, by torch's older and newer way of norming.
 _NORMED: Final = (
@@ -35,30 +44,31 @@ class Codec:
 
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
         """Load config.json and its safetensors from `folder`; raises CheckpointError."""
-        config = folder / "config.json"
-        self.fingerprint = fingerprint([config, *weight_files(folder)])
+        path = folder / "config.json"
+        config = _read_config(path)
+        self.fingerprint = fingerprint([path, *weight_files(folder)])
         self.device, self.dtype = device, dtype
-        options = _read_options(config)
-        self._vae = build(
-            lambda: _make_vae(options),
+        halves = build(
+            lambda: _make_halves(config),
             fold_weight_norm(read_weights(folder)),
             where=str(folder),
             device=device,
             dtype=dtype,
         )
+        self._encoder, self._decoder = halves["encoder"], halves["decoder"]
 
     @torch.inference_mode()
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError."""
         with _exact_kernels():
-            return self._to_numpy(self._vae.decoder(self._to_device(latents)))
+            return self._to_numpy(self._decoder(self._to_device(latents)))
 
     @torch.inference_mode()
     def encode(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encode samples [n, 2] to the posterior's mean and deviation, each [n // 1920, 64]; raises NotFiniteError."""
         with _exact_kernels():
-            mean, scale = self._vae.encoder(self._to_device(samples)).float().chunk(2, dim=1)
-        deviation = torch.nn.functional.softplus(scale) + 1e-4
+            mean, scale = self._encoder(self._to_device(samples)).float().chunk(2, dim=1)
+        deviation = nn.functional.softplus(scale) + 1e-4
         return self._to_numpy(mean), self._to_numpy(deviation)
 
     def _to_device(self, rows: NDArray[np.float32]) -> Tensor:  # [time, channels] -> [1, channels, time]
@@ -84,8 +94,9 @@ def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 continue
             gain = folded.pop(name).float()  # [out, 1, 1]
             direction = folded.pop(layer + direction_suffix).float()  # [out, in, kernel]
-            length = torch.linalg.vector_norm(direction, dim=(1, 2), keepdim=True)
-            folded[layer + ".weight"] = direction * (gain / length)
+            # torch's own kernel for a normed layer, so that the folded weight has the same bits.
+            weight = torch._weight_norm(direction, gain, 0)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+            folded[layer + ".weight"] = weight
     return folded
 
 
@@ -95,28 +106,20 @@ def draw_noise(num_frames: int, seed: int) -> NDArray[np.float32]:
     return torch.randn(1, LATENT_CHANNELS, num_frames, generator=generator)[0].T.numpy()
 
 
-def _make_vae(options: dict[str, Any]) -> AutoencoderOobleck:
-    vae = AutoencoderOobleck(**options)
+def _make_halves(config: dict[str, Any]) -> nn.ModuleDict:
+    vae = cast(AutoencoderOobleck, AutoencoderOobleck.from_config(config))
     for module in vae.modules():
         if hasattr(module, "weight_g"):
             remove_weight_norm(module)
-    return vae
+    return nn.ModuleDict({"encoder": vae.encoder, "decoder": vae.decoder})
 
 
-def _read_options(config: Path) -> dict[str, Any]:
-    options = {name: value for name, value in read_json(config).items() if not name.startswith("_")}
-    ratios = options.get("downsampling_ratios")
-    found = {
-        "downsampling_ratios' product": int(np.prod(ratios)) if ratios else None,
-        "decoder_input_channels": options.get("decoder_input_channels"),
-        "audio_channels": options.get("audio_channels"),
-        "sampling_rate": options.get("sampling_rate"),
-    }
-    wanted = dict(zip(found, (SAMPLES_PER_LATENT, LATENT_CHANNELS, CHANNELS, SAMPLE_RATE_HZ), strict=True))
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise CheckpointError(f"{config}: {name} is {found[name]}; must be {value}")
-    return options
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    for name, wanted in _CONFIG.items():
+        if config.get(name) != wanted:
+            raise CheckpointError(f"{path}: {name} is {config.get(name)}; must be {wanted}")
+    return config
 
 
 def _exact_kernels() -> AbstractContextManager[None]:

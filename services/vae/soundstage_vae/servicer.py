@@ -58,7 +58,7 @@ class VaeServicer(VaeServiceServicer):
         self, request_iterator: AsyncIterator[DecodeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[DecodeResponse]:
         """See vae_service.proto."""
-        with self._admission.enter():
+        async with self._admission.enter():
             requests = aiter(request_iterator)
             setup = await read_decode_setup(requests)
             check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
@@ -76,7 +76,7 @@ class VaeServicer(VaeServiceServicer):
         self, request_iterator: AsyncIterator[EncodeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[EncodeResponse]:
         """See vae_service.proto."""
-        with self._admission.enter():
+        async with self._admission.enter():
             requests = aiter(request_iterator)
             setup = await read_encode_setup(requests)
             check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_st
+
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SAMPLE_FORMAT_UNSPECIFIED
+from soundstage_vae.pcm import audio_chunks, from_bytes, to_bytes
+
+stereo = np_st.array_shapes(min_dims=1, max_dims=1, max_side=50).map(lambda shape: (*shape, 2))
+finite = st.floats(-4, 4, width=32)
+
+
+@given(np_st.arrays(np.float32, stereo, elements=finite))
+def test_f32_keeps_every_bit(samples: np.ndarray) -> None:
+    assert np.array_equal(from_bytes(to_bytes(samples, SAMPLE_FORMAT_F32), SAMPLE_FORMAT_F32), samples)
+
+
+@given(np_st.arrays(np.float32, stereo, elements=finite))
+def test_s16_is_within_half_a_step_of_the_clipped_sample(samples: np.ndarray) -> None:
+    back = from_bytes(to_bytes(samples, SAMPLE_FORMAT_S16), SAMPLE_FORMAT_S16)
+    # Half a step, and one float32 rounding of the product with 32767.
+    assert np.abs(back - np.clip(samples, -1, 1)).max() <= 0.5 / 32767 + 1e-7
+
+
+@given(np_st.arrays(np.dtype("<i2"), stereo))
+def test_s16_survives_a_round_trip(words: np.ndarray) -> None:
+    words = np.maximum(words, -32767)  # -32768 is beyond full scale: we read it, and never write it
+    assert to_bytes(from_bytes(words.tobytes(), SAMPLE_FORMAT_S16), SAMPLE_FORMAT_S16) == words.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("sample", "word"),
+    [(0.0, 0), (1.0, 32767), (-1.0, -32767), (1.5, 32767), (-9.0, -32767), (0.5 / 32767, 0), (1.5 / 32767, 2)],
+)
+def test_s16_clips_at_full_scale_and_rounds_half_to_even(sample: float, word: int) -> None:
+    written = to_bytes(np.full((1, 2), sample, np.float32), SAMPLE_FORMAT_S16)
+    assert np.frombuffer(written, "<i2").tolist() == [word, word]
+
+
+def test_an_unspecified_format_is_s16() -> None:
+    samples = np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
+    assert to_bytes(samples, SAMPLE_FORMAT_UNSPECIFIED) == to_bytes(samples, SAMPLE_FORMAT_S16)
+
+
+def test_cuts_chunks_of_half_a_second_that_leave_no_gap() -> None:
+    samples = np.arange(100_000, dtype=np.float32).reshape(50_000, 2)
+    chunks = list(audio_chunks(samples, first_frame=7, sample_format=SAMPLE_FORMAT_F32))
+    assert [(chunk.first_frame, chunk.frame_count) for chunk in chunks] == [
+        (7, 24_000),
+        (24_007, 24_000),
+        (48_007, 2_000),
+    ]
+    assert b"".join(chunk.data for chunk in chunks) == samples.tobytes()

@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, Tile, plan_tiles
+
+frames = st.integers(1, 15_000)
+contexts = st.sampled_from([DECODE_CONTEXT, ENCODE_CONTEXT])
+windows = st.integers(32, 600)
+
+
+@given(frames, windows, contexts)
+def test_cores_follow_each_other_from_end_to_end(num_frames: int, window: int, context: int) -> None:
+    tiles = plan_tiles(num_frames, window=window, context=context)
+    assert [tile.core_start for tile in tiles] == [0, *(tile.core_stop for tile in tiles[:-1])]
+    assert tiles[-1].core_stop == num_frames
+    assert all(tile.core_start < tile.core_stop for tile in tiles)
+
+
+@given(frames, windows, contexts)
+def test_every_window_has_the_one_length_and_lies_in_the_song(num_frames: int, window: int, context: int) -> None:
+    for tile in plan_tiles(num_frames, window=window, context=context):
+        assert tile.window_stop - tile.window_start == min(window, num_frames)
+        assert tile.window_start >= 0
+        assert tile.window_stop <= num_frames
+
+
+@given(frames, windows, contexts)
+def test_cores_have_all_their_context_except_at_the_songs_ends(num_frames: int, window: int, context: int) -> None:
+    for tile in plan_tiles(num_frames, window=window, context=context):
+        assert tile.window_start <= max(0, tile.core_start - context)
+        assert tile.window_stop >= min(num_frames, tile.core_stop + context)
+
+
+@given(frames, windows, contexts)
+def test_windows_never_go_back(num_frames: int, window: int, context: int) -> None:
+    starts = [tile.window_start for tile in plan_tiles(num_frames, window=window, context=context)]
+    assert starts == sorted(starts)
+
+
+def test_shifts_the_last_window_back_instead_of_shrinking_it() -> None:
+    assert plan_tiles(200, window=128, context=9) == [
+        Tile(window_start=0, window_stop=128, core_start=0, core_stop=119),
+        Tile(window_start=72, window_stop=200, core_start=119, core_stop=200),
+    ]
+
+
+@pytest.mark.parametrize("num_frames", [1, 9, 127, 128])
+def test_a_song_no_longer_than_a_window_is_one_tile(num_frames: int) -> None:
+    whole = Tile(window_start=0, window_stop=num_frames, core_start=0, core_stop=num_frames)
+    assert plan_tiles(num_frames, window=128, context=9) == [whole]
