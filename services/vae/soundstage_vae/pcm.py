@@ -47,8 +47,12 @@ def from_bytes(data: bytes, sample_format: SampleFormat.ValueType) -> NDArray[np
 
 def audio_chunks(
     samples: NDArray[np.float32], *, first_frame: int, sample_format: SampleFormat.ValueType
-) -> Iterator[AudioChunk]:
-    """Cut samples [frames, 2], whose place in the song is `first_frame`, into chunks of at most FRAMES_PER_CHUNK."""
+) -> Iterator[tuple[AudioChunk, float]]:
+    """Cut samples [frames, 2], whose place in the song is `first_frame`, into chunks of at most FRAMES_PER_CHUNK.
+
+    Each comes with its peak before clipping; 1.0 is full scale.
+    """
     for start in range(0, len(samples), FRAMES_PER_CHUNK):
         piece = samples[start : start + FRAMES_PER_CHUNK]
-        yield AudioChunk(first_frame=first_frame + start, frame_count=len(piece), data=to_bytes(piece, sample_format))
+        data = to_bytes(piece, sample_format)
+        yield AudioChunk(first_frame=first_frame + start, frame_count=len(piece), data=data), float(np.abs(piece).max())

@@ -17,13 +17,13 @@ from soundstage.stage.v1.vae_service_pb2 import (
     EncodeSetup,
 )
 from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceServicer, VaeServiceStub
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
 from soundstage_runtime.score import SAMPLES_PER_LATENT
 from soundstage_runtime.tensors import latent_chunks
-from soundstage_vae.pcm import audio_chunks
+from soundstage_vae.pcm import audio_chunks, frame_size_bytes
 from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup, read_latents
 
 Samples = NDArray[np.float32]  # [n, 2]
@@ -66,8 +66,9 @@ class VaeServicer(VaeServiceServicer):
             first_frame = 0
             async with aclosing(self._codec.decode(latents, setup.latent_frames)) as decoded:
                 async for samples in decoded:
-                    for chunk in audio_chunks(samples, first_frame=first_frame, sample_format=setup.sample_format):
-                        yield DecodeResponse(audio=chunk)
+                    chunks = audio_chunks(samples, first_frame=first_frame, sample_format=setup.sample_format)
+                    for chunk, peak in chunks:
+                        yield DecodeResponse(audio=chunk, peak=peak)
                     first_frame += len(samples)
             async for _ in latents:
                 pass  # refuses what comes after the last frame
@@ -96,14 +97,11 @@ class VaeServicer(VaeServiceServicer):
 async def warm_up(channel: grpc.aio.Channel) -> None:
     """Encode one latent frame of silence through the channel and decode it again."""
     vae = VaeServiceStub(channel)
-    silence = next(
-        audio_chunks(np.zeros((SAMPLES_PER_LATENT, 2), np.float32), first_frame=0, sample_format=SAMPLE_FORMAT_F32)
+    setup = EncodeSetup(frame_count=SAMPLES_PER_LATENT)
+    silence = AudioChunk(
+        frame_count=SAMPLES_PER_LATENT, data=bytes(SAMPLES_PER_LATENT * frame_size_bytes(SAMPLE_FORMAT_S16))
     )
-    encoding = EncodeSetup(frame_count=SAMPLES_PER_LATENT, sample_format=SAMPLE_FORMAT_F32)
-    latents = [
-        response.latents
-        async for response in vae.Encode(iter([EncodeRequest(setup=encoding), EncodeRequest(audio=silence)]))
-    ]
-    setup = DecodeSetup(latent_frames=1)
-    async for _ in vae.Decode(iter([DecodeRequest(setup=setup), *(DecodeRequest(latents=chunk) for chunk in latents)])):
+    encoded = vae.Encode(iter([EncodeRequest(setup=setup), EncodeRequest(audio=silence)]))
+    latents = [DecodeRequest(latents=response.latents) async for response in encoded]
+    async for _ in vae.Decode(iter([DecodeRequest(setup=DecodeSetup(latent_frames=1)), *latents])):
         pass

@@ -18,7 +18,7 @@ class VaeSettings(ServerSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="arithmetic type; auto is float32: bfloat16 has fewer bits than 16-bit audio"
     )
-    max_in_flight: int = Field(8, ge=1, description="calls admitted at once; one more is refused")
+    max_in_flight: int = Field(16, ge=1, description="calls admitted at once; one more is refused")
     window_frames: int = Field(
         128, ge=32, le=2048, description="latent frames computed at once; more takes more memory, about 5 MB each"
     )

@@ -45,10 +45,17 @@ def test_an_unspecified_format_is_s16() -> None:
 
 def test_cuts_chunks_of_half_a_second_that_leave_no_gap() -> None:
     samples = np.arange(100_000, dtype=np.float32).reshape(50_000, 2)
-    chunks = list(audio_chunks(samples, first_frame=7, sample_format=SAMPLE_FORMAT_F32))
+    chunks = [chunk for chunk, _ in audio_chunks(samples, first_frame=7, sample_format=SAMPLE_FORMAT_F32)]
     assert [(chunk.first_frame, chunk.frame_count) for chunk in chunks] == [
         (7, 24_000),
         (24_007, 24_000),
         (48_007, 2_000),
     ]
     assert b"".join(chunk.data for chunk in chunks) == samples.tobytes()
+
+
+def test_a_chunks_peak_is_measured_before_clipping() -> None:
+    samples = np.zeros((30_000, 2), np.float32)
+    samples[24_500, 1] = -1.75
+    peaks = [peak for _, peak in audio_chunks(samples, first_frame=0, sample_format=SAMPLE_FORMAT_S16)]
+    assert peaks == [0.0, 1.75]

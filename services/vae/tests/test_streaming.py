@@ -66,6 +66,8 @@ async def decode_over_grpc(channel: grpc.aio.Channel, latents: Floats, sample_fo
         assert 1 <= response.audio.frame_count <= 24_000
         heard += response.audio.frame_count
         samples.append(from_bytes(response.audio.data, sample_format))
+        # Half a step of S16; F32 is exact.
+        assert abs(np.abs(samples[-1]).max() - response.peak) <= 0.5 / 32767 + 1e-7
     return np.concatenate(samples)
 
 
