@@ -16,6 +16,7 @@ from soundstage_lm.grammar import Grammar
 from soundstage_lm.model.cache import BUCKET, KvCache
 from soundstage_lm.model.qwen3 import Qwen3
 from soundstage_lm.prompts import codes_prompt, metadata_prompt, render, unguided_prompt
+from soundstage_lm.sampling import draw, uniform
 from soundstage_lm.weights import Checkpoint
 from soundstage_runtime.errors import InvalidRequestError
 from soundstage_runtime.score import KEY_SCALES, TIME_SIGNATURES
@@ -56,12 +57,15 @@ class Reference:
         ids = self.tokenizer.encode(prompt) + tokens
         return self.model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1]
 
-    def write_codes(self, prompts: Sequence[str], scale: float, count: int) -> list[int]:
+    def write_codes(
+        self, prompts: Sequence[str], scale: float, count: int, pick: Callable[[torch.Tensor, int], int]
+    ) -> list[int]:
         first = self.tokenizer.convert_tokens_to_ids("<|audio_code_0|>")
         tokens: list[int] = []
         while len(tokens) < count:
             conditional, unconditional = (self.logits(prompt, tokens)[first:] for prompt in prompts)
-            tokens.append(first + int((unconditional + scale * (conditional - unconditional)).argmax()))
+            guided = unconditional + scale * (conditional - unconditional)
+            tokens.append(first + pick(guided, len(tokens)))
         return [token - first for token in tokens]
 
 
@@ -98,7 +102,17 @@ async def test_greedy_guided_codes_equal_transformers(
     _, codes = await compose(composer, brief)
     prompts = [render(codes_prompt(caption, lyrics, FIXED)), render(unguided_prompt(negative))]
     assert len(codes) == 152 > BUCKET
-    assert codes == reference.write_codes(prompts, scale, 152)
+    assert codes == reference.write_codes(prompts, scale, 152, lambda logits, _: int(logits.argmax()))
+
+
+async def test_every_code_has_its_own_draw(composer: Composer, reference: Reference) -> None:
+    _, codes = await compose(composer, BRIEF)
+    prompts = [render(codes_prompt(BRIEF.caption, BRIEF.lyrics, FIXED)), render(unguided_prompt(""))]
+
+    def pick(logits: torch.Tensor, position: int) -> int:
+        return draw(logits, BRIEF.sampling, uniform(BRIEF.seed, 1, position))
+
+    assert codes == reference.write_codes(prompts, BRIEF.sampling.guidance_scale, 152, pick)
 
 
 async def test_greedy_metadata_equals_transformers(

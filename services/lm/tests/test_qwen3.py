@@ -13,8 +13,8 @@ from soundstage_lm.model.cache import BUCKET
 from soundstage_lm.model.qwen3 import Qwen3
 from soundstage_lm.weights import Checkpoint, load_checkpoint
 
-# Two ways of adding the same float32 numbers; logits reach about 6.
-TOLERANCE = 2e-5
+# Two ways of adding the same float32 numbers: logits reach 7, and differences of 1e-5 were seen.
+TOLERANCE = 5e-5
 SHORT, LONG = 9, 70
 STEPS = BUCKET + 10  # crosses a bucket in either row
 

@@ -67,7 +67,7 @@ async def serving(planner: Planner, limit: int = 4, model: StageModel = MODEL) -
 
 
 async def compose(channel: grpc.aio.Channel, request: ComposeRequest) -> list[ComposeResponse]:
-    return [response async for response in LmServiceStub(channel).Compose(request)]
+    return [response async for response in LmServiceStub(channel).Compose(request, timeout=20)]
 
 
 async def refusal(channel: grpc.aio.Channel, request: ComposeRequest) -> grpc.aio.AioRpcError:
