@@ -17,7 +17,7 @@ class CheckpointError(Exception):
 def locate(model: str) -> Path:
     """Return the directory of a model given as a directory, or as a hub id `owner/name[/folder]`, which is fetched."""
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():  # an empty name would be the working directory
         return path
     if path.is_absolute() or model.startswith(".") or not _HUB_ID.fullmatch(model):
         raise CheckpointError(

@@ -158,8 +158,6 @@ def from_rpc(stage: str, error: grpc.aio.AioRpcError) -> ServiceError:
     metadata = {**details.metadata, "stage": stage, "stage_reason": details.reason}
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return StageUnavailableError(message, metadata=metadata, retry_after_s=details.retry_after_s or 1.0)
-    wrapped = StageError(
-        message, metadata=metadata, violations=details.violations, retry_after_s=details.retry_after_s
-    )
+    wrapped = StageError(message, metadata=metadata, violations=details.violations, retry_after_s=details.retry_after_s)
     wrapped.code = error.code()
     return wrapped

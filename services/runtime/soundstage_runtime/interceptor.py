@@ -14,7 +14,8 @@ from soundstage_runtime import call
 from soundstage_runtime.errors import ServiceError, abort
 
 _log = structlog.get_logger()
-_QUIET = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+_NOT_OURS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+_DESCRIBE = "/soundstage.stage.v1.StageService/Describe"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -29,7 +30,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or method.startswith(_QUIET):
+        if handler is None or method.startswith(_NOT_OURS):
             return handler
         streams = handler.response_streaming
         behaviour, make = {
@@ -88,7 +89,8 @@ class _Served:
                 _log.exception("rpc_failed", method=self._method, exc_info=error)
                 await abort(self._context, ServiceError("an internal error; the server's log has it by request id"))
         finally:
-            _log.info(
+            log = _log.debug if self._method == _DESCRIBE else _log.info  # asked before every song
+            log(
                 "rpc_finished",
                 method=self._method,
                 outcome=outcome,

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings
@@ -19,6 +19,16 @@ class ServerSettings(BaseSettings):
     log_level: LogLevel = Field("info", description="debug, info, warning or error")
     drain_s: float = Field(0.0, ge=0, description="seconds between NOT_SERVING and refusing calls, on SIGTERM")
     grace_s: float = Field(30.0, ge=0, description="seconds that calls in flight are given to end, on SIGTERM")
+
+
+class StageSettings(ServerSettings):
+    """What every stage has: a model, where it runs, and how much of it at once."""
+
+    model: str = Field(description="checkpoint: a directory, or a hub id owner/name[/folder]")
+    device: str = Field("auto", description="auto, cpu or cuda:0; auto is the first CUDA device, or the CPU")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="arithmetic type")
+    max_in_flight: int = Field(8, ge=1, description="calls worked on at once")
+    max_waiting: int = Field(64, ge=0, description="calls that may wait their turn; more are refused")
 
 
 S = TypeVar("S", bound=ServerSettings)

@@ -1,15 +1,15 @@
 """StageService: what a stage says of itself, and its admission."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
 
-from soundstage.stage.v1.stage_service_pb2 import DescribeRequest, DescribeResponse, StageModel
-from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceServicer
+from soundstage.stage.v1.stage_service_pb2 import DESCRIPTOR, DescribeRequest, DescribeResponse, StageModel
+from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceServicer, add_StageServiceServicer_to_server
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.score import DURATION_RANGE_S
+from soundstage_runtime.serve import Service
 
 
 class StageServicer(StageServiceServicer):
@@ -24,7 +24,6 @@ class StageServicer(StageServiceServicer):
         admission: Admission,
         max_duration_s: float = DURATION_RANGE_S[1],
     ) -> None:
-        assert math.isfinite(max_duration_s)
         self._fixed = DescribeResponse(
             stage=stage,
             models=models,
@@ -42,3 +41,23 @@ class StageServicer(StageServiceServicer):
         response.CopyFrom(self._fixed)
         response.in_flight = self._admission.in_flight
         return response
+
+
+def offer_stage(
+    stage: str,
+    service: Service,
+    *,
+    model: StageModel,
+    device: str,
+    admission: Admission,
+    max_duration_s: float = DURATION_RANGE_S[1],
+) -> list[Service]:
+    """A stage's own service and StageService beside it, for a Server."""
+    card = StageServicer(stage, models=[model], device=device, admission=admission, max_duration_s=max_duration_s)
+    return [
+        service,
+        Service(
+            name=DESCRIPTOR.services_by_name["StageService"].full_name,
+            add=lambda server: add_StageServiceServicer_to_server(card, server),
+        ),
+    ]
