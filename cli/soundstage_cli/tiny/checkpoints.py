@@ -1,6 +1,9 @@
 """All tiny checkpoints in one directory: `original/` laid out as the hub is, `diffusers/` with the same weights."""
 
+import warnings
 from pathlib import Path
+
+from transformers.utils import logging
 
 from soundstage_cli.tiny.dit import write_diffusers, write_original
 from soundstage_cli.tiny.lm import write_lm
@@ -9,6 +12,9 @@ from soundstage_cli.tiny.vae import write_vae
 
 def write_tiny(folder: Path) -> list[Path]:
     """Write the tiny language model, DiTs (2B-like and XL-like) and VAE; return the directories made."""
+    logging.disable_progress_bar()
+    # The released VAE is weight-normed in torch's older way, and so are we.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.nn.utils.weight_norm")
     original = folder / "original"
     write_lm(original / "acestep-5Hz-lm-tiny")
     write_vae(original / "vae")
