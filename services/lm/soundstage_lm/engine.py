@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +24,8 @@ from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.errors import InvalidRequestError, Violation
 from soundstage_runtime.score import CODE_RATE_HZ
 from soundstage_runtime.worker import Worker
+
+_log = structlog.get_logger()
 
 CODES_PER_RUN: Final = 5  # one second of music
 _METADATA_PHASE, _CODES_PHASE = 0, 1
@@ -109,8 +112,9 @@ def load_composer(settings: LmSettings, worker: Worker) -> Composer:
     """Load the planner that the settings name. Raises CheckpointError."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    # The released models overflow float16 in their second layer; cards without bfloat16 take float32.
-    dtype = torch.float32 if dtype is torch.float16 else dtype
+    if dtype is torch.float16:
+        _log.warning("float32_instead_of_float16", why="the released planners overflow float16 in their second layer")
+        dtype = torch.float32
     checkpoint = load_checkpoint(locate(settings.model), device=device, dtype=dtype)
     return Composer(checkpoint, worker, max_duration_s=settings.max_duration_s)
 

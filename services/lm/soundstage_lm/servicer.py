@@ -12,16 +12,14 @@ from soundstage.stage.v1.lm_service_pb2_grpc import (
     LmServiceStub,
     add_LmServiceServicer_to_server,
 )
-from soundstage.stage.v1.stage_service_pb2 import DESCRIPTOR as STAGE_DESCRIPTOR
 from soundstage.stage.v1.stage_service_pb2 import StageModel
-from soundstage.stage.v1.stage_service_pb2_grpc import add_StageServiceServicer_to_server
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_lm.brief import Brief, CodeRun, Metadata, Plan
 from soundstage_lm.request import read_request
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
 from soundstage_runtime.serve import Service
-from soundstage_runtime.stage import StageServicer
+from soundstage_runtime.stage import offer_stage
 
 
 class Planner(Protocol):
@@ -51,23 +49,16 @@ class LmServicer(LmServiceServicer):
                 yield _write(piece)
 
 
-def make_services(
-    planner: Planner, *, model: StageModel, device: str, limit: int, max_duration_s: float
+def offer(
+    planner: Planner, *, model: StageModel, device: str, admission: Admission, max_duration_s: float
 ) -> list[Service]:
     """Offer a planner as LmService and StageService."""
-    admission = Admission("songs", limit=limit)
     lm = LmServicer(planner, admission=admission, max_duration_s=max_duration_s)
-    stage = StageServicer("lm", models=[model], device=device, admission=admission, max_duration_s=max_duration_s)
-    return [
-        Service(
-            name=DESCRIPTOR.services_by_name["LmService"].full_name,
-            add=lambda server: add_LmServiceServicer_to_server(lm, server),
-        ),
-        Service(
-            name=STAGE_DESCRIPTOR.services_by_name["StageService"].full_name,
-            add=lambda server: add_StageServiceServicer_to_server(stage, server),
-        ),
-    ]
+    service = Service(
+        name=DESCRIPTOR.services_by_name["LmService"].full_name,
+        add=lambda server: add_LmServiceServicer_to_server(lm, server),
+    )
+    return offer_stage("lm", service, model=model, device=device, admission=admission, max_duration_s=max_duration_s)
 
 
 async def warm_up(channel: grpc.aio.Channel) -> None:
