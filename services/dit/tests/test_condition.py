@@ -8,6 +8,7 @@ from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from torch import Tensor
 
 from soundstage_dit.model.condition import ConditionEncoder, TimbreEncoder
+from soundstage_dit.song import Song
 from soundstage_dit.weights import LoadedModel
 
 TOLERANCE = 1e-5  # float32, two orders of the same arithmetic, outputs of deviation about 1
@@ -90,3 +91,14 @@ def test_the_timbre_token_is_read_by_xl_models_alone(
     before = timbre(reference)
     timbre.special_token.neg_()
     assert (not torch.equal(timbre(reference), before)) is is_read
+
+
+@torch.inference_mode()
+def test_a_songs_conditions_are_its_words_and_750_frames_of_silence(
+    model: LoadedModel, pipeline: AceStepPipeline
+) -> None:
+    song = Song(caption="a drum", lyrics="la la", num_frames=10, seed=0, language="en", duration_s=60)
+    text, _, lyrics, _ = pipeline.encode_prompt(song.caption, song.lyrics, torch.device("cpu"), audio_duration=60)
+    silence = pipeline.condition_encoder.silence_latent[0, :750]
+    theirs = reference_conditions(pipeline, [text[0]], [lyrics[0]], [silence])[0]
+    torch.testing.assert_close(model.conditioner.encode(song), theirs, atol=TOLERANCE, rtol=TOLERANCE)
