@@ -8,14 +8,21 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from soundstage.stage.v1.dit_service_pb2 import DenoiseProgress, DenoiseRequest, DenoiseResponse
-from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceServicer, DitServiceStub
+from soundstage.stage.v1.dit_service_pb2 import DESCRIPTOR, DenoiseProgress, DenoiseRequest, DenoiseResponse
+from soundstage.stage.v1.dit_service_pb2_grpc import (
+    DitServiceServicer,
+    DitServiceStub,
+    add_DitServiceServicer_to_server,
+)
+from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_dit.song import Song, read_song
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
 from soundstage_runtime.score import INSTRUMENTAL
+from soundstage_runtime.serve import Service
+from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
 
 
@@ -52,6 +59,16 @@ class DitServicer(DitServiceServicer):
                 else:
                     for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
                         yield DenoiseResponse(latents=chunk)
+
+
+def offer(denoiser: Denoiser, *, model: StageModel, device: str, admission: Admission) -> list[Service]:
+    """Offer a denoiser as DitService and StageService."""
+    dit = DitServicer(denoiser, admission)
+    service = Service(
+        name=DESCRIPTOR.services_by_name["DitService"].full_name,
+        add=lambda server: add_DitServiceServicer_to_server(dit, server),
+    )
+    return offer_stage("dit", service, model=model, device=device, admission=admission)
 
 
 async def warm_up(channel: grpc.aio.Channel) -> None:

@@ -8,7 +8,9 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
+from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.stage.v1.vae_service_pb2 import (
+    DESCRIPTOR,
     DecodeRequest,
     DecodeResponse,
     DecodeSetup,
@@ -16,12 +18,18 @@ from soundstage.stage.v1.vae_service_pb2 import (
     EncodeResponse,
     EncodeSetup,
 )
-from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceServicer, VaeServiceStub
+from soundstage.stage.v1.vae_service_pb2_grpc import (
+    VaeServiceServicer,
+    VaeServiceStub,
+    add_VaeServiceServicer_to_server,
+)
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
-from soundstage_runtime.score import SAMPLES_PER_LATENT
+from soundstage_runtime.score import LATENT_CHANNELS, SAMPLES_PER_LATENT
+from soundstage_runtime.serve import Service
+from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
 from soundstage_vae.pcm import audio_chunks, frame_size_bytes
 from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup, read_latents
@@ -94,14 +102,26 @@ class VaeServicer(VaeServiceServicer):
                 pass
 
 
-async def warm_up(channel: grpc.aio.Channel) -> None:
-    """Encode one latent frame of silence through the channel and decode it again."""
+def offer(codec: SongCodec, *, model: StageModel, device: str, admission: Admission) -> list[Service]:
+    """Offer a codec as VaeService and StageService."""
+    vae = VaeServicer(codec, admission)
+    service = Service(
+        name=DESCRIPTOR.services_by_name["VaeService"].full_name,
+        add=lambda server: add_VaeServiceServicer_to_server(vae, server),
+    )
+    return offer_stage("vae", service, model=model, device=device, admission=admission)
+
+
+async def warm_up(channel: grpc.aio.Channel, *, window_frames: int) -> None:
+    """Encode a frame of silence and decode a whole window: kernels of that length are chosen now, not in a song."""
     vae = VaeServiceStub(channel)
-    setup = EncodeSetup(frame_count=SAMPLES_PER_LATENT)
     silence = AudioChunk(
         frame_count=SAMPLES_PER_LATENT, data=bytes(SAMPLES_PER_LATENT * frame_size_bytes(SAMPLE_FORMAT_S16))
     )
-    encoded = vae.Encode(iter([EncodeRequest(setup=setup), EncodeRequest(audio=silence)]))
-    latents = [DecodeRequest(latents=response.latents) async for response in encoded]
-    async for _ in vae.Decode(iter([DecodeRequest(setup=DecodeSetup(latent_frames=1)), *latents])):
+    encoding = EncodeSetup(frame_count=SAMPLES_PER_LATENT)
+    async for _ in vae.Encode(iter([EncodeRequest(setup=encoding), EncodeRequest(audio=silence)])):
+        pass
+    latents = latent_chunks(np.zeros((window_frames, LATENT_CHANNELS), np.float32), DATA_TYPE_FLOAT32)
+    decoding = DecodeRequest(setup=DecodeSetup(latent_frames=window_frames))
+    async for _ in vae.Decode(iter([decoding, *(DecodeRequest(latents=chunk) for chunk in latents)])):
         pass

@@ -47,7 +47,9 @@ class DenoiseRequest(_message.Message):
     """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
-        """metadata is written into the text prompt. An absent language is "unknown", other absent fields are "N/A"."""
+        """metadata is written into the text prompt. An absent language is "unknown", an absent duration_s 30 seconds, other
+        absent fields are "N/A".
+        """
 
     @_builtins.property
     def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
