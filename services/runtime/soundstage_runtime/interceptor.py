@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import grpc
@@ -20,8 +22,42 @@ _DESCRIBE = "/soundstage.stage.v1.StageService/Describe"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+class ClosingError(ServiceError):
+    """The process is about to end."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "CLOSING"
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps handlers. Streaming methods must be async generators, unary ones coroutines."""
+
+    def __init__(self) -> None:
+        self._in_flight = 0
+        self._is_closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def close(self) -> None:
+        """Refuse new calls, and wait until none is being served.
+
+        Health and reflection go on and are not waited for: a watcher of health may stay for ever.
+        """
+        self._is_closed = True
+        await self._idle.wait()
+
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncGenerator[None, None]:
+        if self._is_closed:
+            raise ClosingError("the server is stopping; ask another, or this one when it is back", retry_after_s=1)
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
     async def intercept_service(
         self,
@@ -39,32 +75,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
             (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
         }[(handler.request_streaming, streams)]
-        wrapped = (_wrap_stream if streams else _wrap_unary)(method, cast(Any, behaviour))
+        wrapped = (self._wrap_stream if streams else self._wrap_unary)(method, cast(Any, behaviour))
         return cast(Any, make)(wrapped, handler.request_deserializer, handler.response_serializer)
 
+    def _wrap_unary(
+        self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
+        async def unary(request: Any, context: Context) -> Any:
+            async with _Served(method, context), self._admitted():
+                return await behaviour(request, context)
 
-def _wrap_unary(method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def unary(request: Any, context: Context) -> Any:
-        async with _Served(method, context):
-            return await behaviour(request, context)
+        return unary
 
-    return unary
+    def _wrap_stream(
+        self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            responses = cast(Any, behaviour(request, context))
+            async with _Served(method, context), self._admitted():
+                try:
+                    async for response in responses:
+                        yield response
+                finally:
+                    # A cancelled call must free its places now, not when the collector finds the generator.
+                    await responses.aclose()
 
-
-def _wrap_stream(
-    method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]]
-) -> Callable[..., AsyncIterator[Any]]:
-    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        responses = cast(Any, behaviour(request, context))
-        async with _Served(method, context):
-            try:
-                async for response in responses:
-                    yield response
-            finally:
-                # A cancelled call must free its places now, not when the collector finds the generator.
-                await responses.aclose()
-
-    return stream
+        return stream
 
 
 class _Served:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -36,6 +37,7 @@ CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+_LAST_ANSWERS_S: Final = 0.5
 
 
 class PortTakenError(Exception):
@@ -68,7 +70,8 @@ class Server:
         self._host, self._wanted_port = host, port
         self._warm_up = warm_up
         self._health = HealthServicer()
-        self._server = grpc.aio.server(interceptors=[CallInterceptor()], options=SERVER_OPTIONS)
+        self._calls = CallInterceptor()
+        self._server = grpc.aio.server(interceptors=[self._calls], options=SERVER_OPTIONS)
         self.port = 0
 
     async def start(self) -> None:
@@ -98,7 +101,10 @@ class Server:
         await self._health.enter_graceful_shutdown()
         _log.info("draining", drain_s=drain_s, grace_s=grace_s)
         await asyncio.sleep(drain_s)
-        await self._server.stop(grace_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._calls.close(), grace_s)
+        # Not the grace itself: a watcher of health would keep the server for the whole of it.
+        await self._server.stop(_LAST_ANSWERS_S)
 
     async def __aenter__(self) -> Self:
         await self.start()

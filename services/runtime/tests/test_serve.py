@@ -107,9 +107,31 @@ async def test_a_draining_server_says_not_serving_and_lets_an_open_stream_finish
         slow.let_go.set()
         assert await anext(responses) == ComposeResponse()
         assert await call.code() is grpc.StatusCode.OK
-        watch.cancel()
-        await stopping
+        async with asyncio.timeout(5):  # the watch is still open, and does not hold the server for its grace
+            await stopping
     assert slow.is_closed
+
+
+async def test_a_stopping_server_refuses_new_calls_with_a_reason() -> None:
+    slow = Slow()
+    server = Server(offer(slow))
+    await server.start()
+    async with dial(server) as channel:
+        responses = aiter(LmServiceStub(channel).Compose(ComposeRequest()))
+        await anext(responses)
+        stopping = asyncio.create_task(server.stop(grace_s=20))
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await anext(aiter(LmServiceStub(channel).Compose(ComposeRequest())))
+                except grpc.aio.AioRpcError as error:
+                    refusal = error
+                    break
+        slow.let_go.set()
+        await anext(responses)
+        await stopping
+    assert refusal.code() is grpc.StatusCode.UNAVAILABLE
+    assert read_details(refusal).reason == "CLOSING"
 
 
 async def test_a_stream_longer_than_the_grace_is_cut() -> None:

@@ -92,7 +92,8 @@ class GenerateSongRequest(_message.Message):
     @_builtins.property
     def seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """seeds are the variants' seeds, in order; missing ones are drawn at random. At most as many as variants. The same
-        request with the same seed gives the same bytes on the same kind of machine.
+        request with the same seed gives the same song on the same kind of machine: the same bytes when it is made alone,
+        float noise apart (a step of a 16-bit sample) when it is made beside others.
         """
 
     def __init__(
