@@ -1,6 +1,6 @@
 """`python -m soundstage_lm --model DIR`: the planner process."""
 
-from soundstage_lm.engine import describe, load_composer
+from soundstage_lm.engine import load_composer
 from soundstage_lm.servicer import offer, warm_up
 from soundstage_lm.settings import LmSettings
 from soundstage_runtime.admission import Admission
@@ -11,11 +11,11 @@ from soundstage_runtime.worker import Worker
 
 async def main(settings: LmSettings) -> None:
     """Load, and serve until SIGTERM."""
-    composer = load_composer(settings, Worker("lm"))
+    loaded = load_composer(settings, Worker("lm"))
     services = offer(
-        composer,
-        model=describe(composer, settings),
-        device=composer.device,
+        loaded.composer,
+        model=loaded.model,
+        device=loaded.device,
         admission=Admission("songs", limit=settings.max_in_flight, max_waiting=settings.max_waiting),
         max_duration_s=settings.max_duration_s,
     )

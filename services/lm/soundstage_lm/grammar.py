@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from soundstage_lm.brief import Metadata
 from soundstage_lm.cot import KEYS, line_value
 from soundstage_lm.prompts import Control
+from soundstage_lm.rules import CodesRule, Rule, ThoughtRule
 from soundstage_lm.tokenizer import PlannerTokenizer
+from soundstage_lm.writer import Constraint, TokenSet
 from soundstage_runtime.score import BPM_RANGE, KEY_SCALES, TIME_SIGNATURES
 
 MIN_DURATION_S: Final = 10
@@ -32,7 +32,7 @@ class Node:
         for first, *rest in filter(None, sequences):
             tails.setdefault(first, []).append(rest)
         self.children = {token: Node(rests) for token, rests in sorted(tails.items())}
-        self.allowed: NDArray[np.int64] = np.array(list(self.children), dtype=np.int64)
+        self.allowed = TokenSet(np.array(list(self.children), dtype=np.int64))
 
 
 class Grammar:
@@ -41,6 +41,7 @@ class Grammar:
     def __init__(self, tokenizer: PlannerTokenizer, *, max_duration_s: int) -> None:
         """Durations that the model chooses lie between MIN_DURATION_S and `max_duration_s`."""
         self._tokenizer = tokenizer
+        self._codes = TokenSet(tokenizer.code_ids)
         self._free = {
             "bpm": self._lines("bpm", range(BPM_RANGE[0], BPM_RANGE[1] + 1)),
             "duration": self._lines("duration", range(MIN_DURATION_S, max_duration_s + 1)),
@@ -50,14 +51,15 @@ class Grammar:
         self._opening = Node([[tokenizer.controls[Control.THINK], *tokenizer.encode("\n")]])
         self._closing = Node([[tokenizer.controls[Control.END]]])
 
-    def begin(self, given: Metadata) -> Writing:
-        """Begin one text in which the given fields, language among them, are fixed; a free language is not written."""
-        fields = [*self._free, *(["language"] if given.vocal_language is not None else [])]
-        lines: list[Node] = []
-        for key in sorted(fields):
-            value = getattr(given, KEYS[key])
-            lines.append(self._free[key] if value is None else self._lines(key, [line_value(key, value)]))
-        return Writing([self._opening, *lines, self._closing])
+    def begin(self, rule: Rule) -> Constraint:
+        """Begin one text under a rule."""
+        if isinstance(rule, CodesRule):
+            return Codes(self._codes, rule.count)
+        return Writing([self._opening, *(self._line(rule, key) for key in rule.keys), self._closing])
+
+    def _line(self, rule: ThoughtRule, key: str) -> Node:
+        value = getattr(rule.given, KEYS[key])
+        return self._free[key] if value is None else self._lines(key, [line_value(key, value)])
 
     def _lines(self, key: str, values: Iterable[str | int]) -> Node:
         return Node([self._tokenizer.encode(f"{key}: {value}\n") for value in values])
@@ -71,12 +73,28 @@ class Writing:
         self._node = self._ahead.pop(0)
 
     @property
-    def allowed(self) -> NDArray[np.int64]:
-        """The token ids that may come next, rising; none when the text is whole."""
-        return self._node.allowed
+    def allowed(self) -> TokenSet | None:
+        """See Constraint."""
+        return self._node.allowed or None
 
     def advance(self, token: int) -> None:
         """Take the next token, one of `allowed`."""
         self._node = self._node.children[token]
         if not self._node.children and self._ahead:
             self._node = self._ahead.pop(0)
+
+
+class Codes:
+    """Exactly `count` audio codes."""
+
+    def __init__(self, codes: TokenSet, count: int) -> None:
+        self._codes, self._left = codes, count
+
+    @property
+    def allowed(self) -> TokenSet | None:
+        """See Constraint."""
+        return self._codes if self._left else None
+
+    def advance(self, token: int) -> None:
+        """Count the code."""
+        self._left -= 1

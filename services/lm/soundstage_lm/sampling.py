@@ -31,6 +31,9 @@ def penalize(logits: Tensor, is_written: Tensor, penalty: float) -> Tensor:
 
 def draw(logits: Tensor, sampling: Sampling, number: float) -> int:
     """Draw an index into logits [allowed] by inverse CDF, likeliest first; temperature 0 takes the likeliest."""
+    logits = logits.nan_to_num(nan=-torch.inf, posinf=torch.finfo(logits.dtype).max, neginf=-torch.inf)
+    if not logits.isfinite().any():
+        logits = torch.zeros_like(logits)  # broken arithmetic: every allowed token is as good as any other
     if sampling.temperature == 0:
         return int(logits.argmax())
     scaled = (logits.double() - logits.max()) / sampling.temperature

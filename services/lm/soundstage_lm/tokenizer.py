@@ -38,6 +38,7 @@ class PlannerTokenizer:
         self.codes: NDArray[np.int64]  # [codes], audio codes in rising order
         self.code_ids: NDArray[np.int64]  # [codes], their token ids
         self.codes, self.code_ids = np.array(pairs, dtype=np.int64).T.copy()
+        self.code_of = dict(zip(self.code_ids.tolist(), self.codes.tolist(), strict=True))
 
     def token_id(self, name: str) -> int:
         """Return an added token's id; raises CheckpointError when there is none."""

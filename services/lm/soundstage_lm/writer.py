@@ -12,10 +12,14 @@ from soundstage_lm.rules import Rule
 
 
 class TokenSet:
-    """Token ids that may come next, rising. Made once and shared: engines keep what belongs to one by its identity."""
+    """Token ids that may come next, rising. Made once and shared: engines keep what belongs to one by its identity.
 
-    def __init__(self, ids: NDArray[np.int64]) -> None:
+    Of a greedy set the likeliest token is taken, whatever the temperature.
+    """
+
+    def __init__(self, ids: NDArray[np.int64], *, is_greedy: bool = False) -> None:
         self.ids = ids
+        self.is_greedy = is_greedy
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,8 +9,10 @@ import torch
 from tokenizers import pre_tokenizers
 
 from soundstage_cli.tiny.lm import write_lm
-from soundstage_lm.engine import Composer
+from soundstage_lm.composer import Composer
+from soundstage_lm.grammar import Grammar
 from soundstage_lm.tokenizer import PlannerTokenizer
+from soundstage_lm.torch_engine import TorchWriter
 from soundstage_lm.weights import Checkpoint, load_checkpoint
 from soundstage_runtime.worker import Worker
 
@@ -35,9 +37,21 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
+@pytest.fixture(scope="session")
+def byte_grammar(checkpoint: Checkpoint) -> Grammar:
+    return Grammar(checkpoint.tokenizer, max_duration_s=600)
+
+
 @pytest.fixture
-def composer(checkpoint: Checkpoint, worker: Worker) -> Composer:
-    return Composer(checkpoint, worker, max_duration_s=600)
+def writer(checkpoint: Checkpoint, worker: Worker, byte_grammar: Grammar) -> TorchWriter:
+    return TorchWriter(checkpoint, worker, byte_grammar)
+
+
+@pytest.fixture
+def composer(checkpoint: Checkpoint, writer: TorchWriter) -> Composer:
+    return Composer(
+        writer, checkpoint.tokenizer, fingerprint=checkpoint.fingerprint, max_duration_s=600, max_tokens=40_960
+    )
 
 
 @pytest.fixture(scope="session")

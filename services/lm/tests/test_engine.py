@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from soundstage_lm.brief import Brief, CodeRun, Metadata, Plan, Sampling
-from soundstage_lm.engine import Composer
+from soundstage_lm.composer import Composer
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.model.cache import BUCKET, KvCache
-from soundstage_lm.model.qwen3 import Qwen3
 from soundstage_lm.prompts import codes_prompt, metadata_prompt, render, unguided_prompt
+from soundstage_lm.rules import ThoughtRule
 from soundstage_lm.sampling import draw, uniform
+from soundstage_lm.torch_engine import TorchWriter
 from soundstage_lm.weights import Checkpoint
 from soundstage_runtime.errors import InvalidRequestError
 from soundstage_runtime.score import KEY_SCALES, TIME_SIGNATURES
@@ -67,6 +68,11 @@ class Reference:
             guided = unconditional + scale * (conditional - unconditional)
             tokens.append(first + pick(guided, len(tokens)))
         return [token - first for token in tokens]
+
+
+def make_composer(checkpoint: Checkpoint, writer: TorchWriter, **changes: int) -> Composer:
+    limits = {"max_duration_s": 600, "max_tokens": 40_960} | changes
+    return Composer(writer, checkpoint.tokenizer, fingerprint="f", **limits)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +127,11 @@ async def test_greedy_metadata_equals_transformers(
     fixed = Metadata(bpm=90, duration_s=10)
     plan, _ = await compose(composer, replace(BRIEF, metadata=fixed, sampling=GREEDY))
     prompt = render(metadata_prompt(BRIEF.caption, BRIEF.lyrics))
-    writing, tokens = Grammar(checkpoint.tokenizer, max_duration_s=600).begin(fixed), list[int]()
-    while len(writing.allowed):
-        scores = reference.logits(prompt, tokens)[torch.from_numpy(writing.allowed)]
-        tokens.append(int(writing.allowed[int(scores.argmax())]))
+    rule = ThoughtRule(keys=("bpm", "duration", "keyscale", "timesignature"), given=fixed)
+    writing, tokens = Grammar(checkpoint.tokenizer, max_duration_s=600).begin(rule), list[int]()
+    while allowed := writing.allowed:
+        scores = reference.logits(prompt, tokens)[torch.from_numpy(allowed.ids)]
+        tokens.append(int(allowed.ids[int(scores.argmax())]))
         writing.advance(tokens[-1])
     text = reference.tokenizer.decode(tokens)
     wanted = f"keyscale: {plan.metadata.key_scale}\ntimesignature: {plan.metadata.time_signature}\n<|im_end|>"
@@ -140,14 +147,15 @@ async def test_writes_what_the_user_left_open(composer: Composer) -> None:
     assert len(codes) == plan.code_count == 5 * (plan.metadata.duration_s or 0)
 
 
-async def test_complete_metadata_is_taken_as_it_is(checkpoint: Checkpoint) -> None:
+async def test_complete_metadata_is_taken_as_it_is(checkpoint: Checkpoint, byte_grammar: Grammar) -> None:
     worker = Counting()
-    composer = Composer(checkpoint, worker, max_duration_s=600)
+    writer = TorchWriter(checkpoint, worker, byte_grammar)
+    composer = make_composer(checkpoint, writer)
     plan, codes = await compose(composer, replace(BRIEF, metadata=replace(FIXED, duration_s=1.3)))
     worker.close()
     assert plan == Plan(metadata=replace(FIXED, duration_s=1.3), code_count=6)
     assert len(codes) == 6
-    assert worker.num_steps == 1 + 2 + 6  # encode, read either prompt, write
+    assert worker.num_steps == 2 + (6 + 5)  # read either prompt, draw, read what was drawn
 
 
 async def test_codes_come_a_second_at_a_time(composer: Composer) -> None:
@@ -196,25 +204,29 @@ async def test_repetition_penalty_avoids_written_codes(composer: Composer) -> No
     assert distinct[0] < distinct[1]
 
 
-async def test_a_closed_song_takes_no_step_and_leaves_no_cache(checkpoint: Checkpoint) -> None:
+async def test_a_closed_song_takes_no_step_and_leaves_no_cache(checkpoint: Checkpoint, byte_grammar: Grammar) -> None:
     worker = Counting()
-    composer = Composer(checkpoint, worker, max_duration_s=600)
+    writer = TorchWriter(checkpoint, worker, byte_grammar)
+    composer = make_composer(checkpoint, writer)
     pieces = composer.compose(BRIEF)
     for _ in range(3):
         await anext(pieces)
-    assert composer.num_live == 1
+    assert writer.num_live == 1
     steps = worker.num_steps
     await pieces.aclose()
     await worker.run(gc.collect)
     assert worker.num_steps == steps + 1  # the collector's
-    assert composer.num_live == 0
+    assert writer.num_live == 0
     assert not [found for found in gc.get_objects() if type(found) is KvCache]
     worker.close()
 
 
-async def test_a_cancelled_song_finishes_at_most_the_step_it_is_in(checkpoint: Checkpoint) -> None:
+async def test_a_cancelled_song_finishes_at_most_the_step_it_is_in(
+    checkpoint: Checkpoint, byte_grammar: Grammar
+) -> None:
     worker = Counting()
-    composer = Composer(checkpoint, worker, max_duration_s=600)
+    writer = TorchWriter(checkpoint, worker, byte_grammar)
+    composer = make_composer(checkpoint, writer)
     has_begun = asyncio.Event()
 
     async def listen() -> None:
@@ -229,15 +241,13 @@ async def test_a_cancelled_song_finishes_at_most_the_step_it_is_in(checkpoint: C
         await song
     await worker.run(gc.collect)
     assert worker.num_steps <= steps + 2  # the one it was in, and the collector's
-    assert composer.num_live == 0
+    assert writer.num_live == 0
     worker.close()
 
 
-async def test_words_that_leave_no_room_for_the_song_are_refused(checkpoint: Checkpoint, worker: Worker) -> None:
-    small = Qwen3(replace(checkpoint.model.config, max_position_embeddings=1000))
-    small.load_state_dict(checkpoint.model.state_dict())
-    composer = Composer(replace(checkpoint, model=small), worker, max_duration_s=60)
+async def test_words_that_leave_no_room_for_the_song_are_refused(checkpoint: Checkpoint, writer: TorchWriter) -> None:
+    composer = make_composer(checkpoint, writer, max_duration_s=60, max_tokens=1000)
     with pytest.raises(InvalidRequestError, match="leave room for") as error:
         await compose(composer, replace(BRIEF, lyrics="la " * 300))
     assert [violation.field for violation in error.value.violations] == ["lyrics"]
-    assert composer.num_live == 0
+    assert writer.num_live == 0

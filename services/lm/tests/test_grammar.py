@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 
 from soundstage_lm import cot
 from soundstage_lm.brief import Metadata
-from soundstage_lm.grammar import Grammar, Writing
+from soundstage_lm.grammar import Grammar
+from soundstage_lm.rules import ThoughtRule
 from soundstage_lm.tokenizer import PlannerTokenizer
 from soundstage_lm.weights import Checkpoint
+from soundstage_lm.writer import Constraint
 from soundstage_runtime.score import KEY_SCALES, LANGUAGES, TIME_SIGNATURES
 
 DIGITS = list(range(15, 25))  # Qwen's ids of 0 to 9
@@ -21,14 +23,19 @@ def grammar(qwen: PlannerTokenizer) -> Grammar:
     return Grammar(qwen, max_duration_s=600)
 
 
-@pytest.fixture(scope="module")
-def byte_grammar(checkpoint: Checkpoint) -> Grammar:
-    return Grammar(checkpoint.tokenizer, max_duration_s=240)
+def rule(given: Metadata) -> ThoughtRule:
+    keys = [key for key in cot.KEYS if key not in ("caption", "language") or getattr(given, cot.KEYS[key])]
+    return ThoughtRule(keys=tuple(keys), given=given)
 
 
-def follow(writing: Writing, tokens: Sequence[int]) -> Writing:
+def ids(constraint: Constraint) -> list[int]:
+    allowed = constraint.allowed
+    return allowed.ids.tolist() if allowed else []
+
+
+def follow(writing: Constraint, tokens: Sequence[int]) -> Constraint:
     for token in tokens:
-        assert token in writing.allowed
+        assert token in ids(writing)
         writing.advance(token)
     return writing
 
@@ -74,11 +81,11 @@ TIME_SIGNATURE = [*KEY_SCALE, 479, 3598, NEWLINE, 15136, 622, 1568, 25]
     ],
 )
 def test_allows_qwens_tokens(grammar: Grammar, tokens: list[int], allowed: list[int]) -> None:
-    assert follow(grammar.begin(NOTHING), tokens).allowed.tolist() == sorted(allowed)
+    assert ids(follow(grammar.begin(rule(NOTHING)), tokens)) == sorted(allowed)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "line", "ids"),
+    ("metadata", "line", "wanted"),
     [
         (Metadata(bpm=120), "bpm: 120\n", [65, 5187, 25, 220, 16, 17, 15, 198]),
         (Metadata(key_scale="G major"), "keyscale: G major\n", [10563, 2246, 25, 479, 3598, 198]),
@@ -88,23 +95,23 @@ def test_allows_qwens_tokens(grammar: Grammar, tokens: list[int], allowed: list[
     ],
 )
 def test_forces_what_the_user_fixed(
-    grammar: Grammar, qwen: PlannerTokenizer, metadata: Metadata, line: str, ids: list[int]
+    grammar: Grammar, qwen: PlannerTokenizer, metadata: Metadata, line: str, wanted: list[int]
 ) -> None:
-    tokens = write_greedily(grammar.begin(metadata))
+    tokens = write_greedily(grammar.begin(rule(metadata)))
     assert line in qwen.decode(tokens)
-    assert ",".join(map(str, ids)) in ",".join(map(str, tokens))
+    assert ",".join(map(str, wanted)) in ",".join(map(str, tokens))
 
 
 def test_tokens_are_those_of_the_whole_text(grammar: Grammar, qwen: PlannerTokenizer) -> None:
-    tokens = write_greedily(grammar.begin(Metadata(vocal_language="en")))
+    tokens = write_greedily(grammar.begin(rule(Metadata(vocal_language="en"))))
     inside = qwen.decode(tokens).removeprefix("<think>").removesuffix("<|im_end|>")
     assert tokens[1:-1] == qwen.encode(inside)
 
 
-def write_greedily(writing: Writing) -> list[int]:
+def write_greedily(writing: Constraint) -> list[int]:
     tokens: list[int] = []
-    while len(writing.allowed):
-        tokens.append(int(writing.allowed[0]))
+    while allowed := ids(writing):
+        tokens.append(allowed[0])
         writing.advance(tokens[-1])
     return tokens
 
@@ -124,23 +131,23 @@ def write_greedily(writing: Writing) -> list[int]:
 def test_every_allowed_path_ends_in_legal_metadata(
     checkpoint: Checkpoint, byte_grammar: Grammar, data: st.DataObject, fixed: Metadata
 ) -> None:
-    writing, tokens = byte_grammar.begin(fixed), list[int]()
-    while len(writing.allowed):
-        tokens.append(data.draw(st.sampled_from(writing.allowed.tolist())))
+    writing, tokens = byte_grammar.begin(rule(fixed)), list[int]()
+    while allowed := ids(writing):
+        tokens.append(data.draw(st.sampled_from(allowed)))
         writing.advance(tokens[-1])
     text = checkpoint.tokenizer.decode(tokens)
     written = cot.parse(text)
     assert text.startswith("<think>\nbpm: ")
     assert text.endswith("\n<|im_end|>")
     assert written.bpm == fixed.bpm if fixed.bpm else written.bpm in range(30, 301)
-    assert written.duration_s == int(fixed.duration_s) if fixed.duration_s else written.duration_s in range(10, 241)
+    assert written.duration_s == int(fixed.duration_s) if fixed.duration_s else written.duration_s in range(10, 601)
     assert written.key_scale == fixed.key_scale if fixed.key_scale else written.key_scale in KEY_SCALES
     assert written.time_signature == fixed.time_signature or written.time_signature in TIME_SIGNATURES
     assert written.vocal_language == fixed.vocal_language
 
 
 def test_two_texts_share_no_state(byte_grammar: Grammar) -> None:
-    one, other = byte_grammar.begin(NOTHING), byte_grammar.begin(NOTHING)
-    before = other.allowed.tolist()
-    one.advance(int(one.allowed[0]))
-    assert other.allowed.tolist() == before != one.allowed.tolist()
+    one, other = byte_grammar.begin(rule(NOTHING)), byte_grammar.begin(rule(NOTHING))
+    before = ids(other)
+    one.advance(ids(one)[0])
+    assert ids(other) == before != ids(one)

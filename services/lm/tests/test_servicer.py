@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -18,12 +19,14 @@ from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceStub
 from soundstage.type.v1.options_pb2 import SamplingOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_lm.brief import Brief, CodeRun, Metadata, Plan, Sampling
-from soundstage_lm.engine import Composer, describe
+from soundstage_lm.composer import Composer
+from soundstage_lm.engine import load_composer
 from soundstage_lm.servicer import Planner, offer, warm_up
 from soundstage_lm.settings import LmSettings
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.serve import Server
 from soundstage_runtime.settings import load_settings
+from soundstage_runtime.worker import Worker
 
 MODEL = StageModel(name="tiny-lm", variant="64x2", model_fingerprint="f", dtype="float32")
 SONG = ComposeRequest(caption="lofi", lyrics="la", metadata=SongMetadata(duration_s=2.5), seed=3)
@@ -96,7 +99,6 @@ async def test_answers_the_plan_then_exactly_its_codes(composer: Composer) -> No
     assert plan.plan.metadata.duration_s == 2.5
     assert all(plan.plan.metadata.HasField(field) for field in ("bpm", "key_scale", "time_signature"))
     assert max(codes) < 1000
-    assert composer.num_live == 0
 
 
 async def test_every_field_reaches_the_planner() -> None:
@@ -201,13 +203,13 @@ async def test_a_deadline_closes_the_song() -> None:
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_describes_itself(composer: Composer) -> None:
-    model = describe(composer, load_settings(LmSettings, ["--model", "ACE-Step/tiny-lm"]))
-    async with serving(composer, model=model) as channel:
+async def test_describes_itself(tiny: Path, worker: Worker) -> None:
+    loaded = load_composer(load_settings(LmSettings, ["--model", str(tiny), "--device", "cpu"]), worker)
+    async with serving(loaded.composer, model=loaded.model) as channel:
         described = await StageServiceStub(channel).Describe(DescribeRequest())
     assert (described.stage, described.device, described.max_duration_s) == ("lm", "cpu", 600)
     assert list(described.models) == [
-        StageModel(name="tiny-lm", variant="64x2", model_fingerprint=composer.fingerprint, dtype="float32")
+        StageModel(name="tiny-lm", variant="64x2", model_fingerprint=loaded.composer.fingerprint, dtype="float32")
     ]
 
 
