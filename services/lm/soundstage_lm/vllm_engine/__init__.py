@@ -1,0 +1,1 @@
+"""The planner on vLLM: guidance as two requests that the engine keeps in step."""

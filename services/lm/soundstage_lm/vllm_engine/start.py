@@ -1,0 +1,126 @@
+"""vLLM's processes, from options to a writer that has proved itself."""
+
+import asyncio
+import multiprocessing
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from soundstage_lm.brief import Metadata, Sampling
+from soundstage_lm.grammar import Grammar
+from soundstage_lm.prompts import Control, codes_prompt, unguided_prompt
+from soundstage_lm.rules import CodesRule
+from soundstage_lm.tokenizer import PlannerTokenizer
+from soundstage_lm.vllm_engine.plugin import ARCHITECTURE
+from soundstage_lm.vllm_engine.processor import HALT, MAX_DURATION
+from soundstage_lm.vllm_engine.writer import VllmWriter
+from soundstage_lm.weights import read_config
+from soundstage_lm.writer import Text
+
+_LONGEST: Final = 8192  # tokens of one text: the codes of 600 s, and as much again for words
+_PAGE: Final = 32  # tokens; the least that all of vLLM's attention kernels take
+_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class EngineStartError(Exception):
+    """VLLM did not start, or what it wrote first was wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmOptions:
+    """What to start: `device` is "cpu" or the number of a CUDA device."""
+
+    folder: Path
+    device: str
+    dtype: str
+    max_duration_s: int
+    max_texts: int
+    kv_cache_bytes: int
+    timeout_s: float
+
+
+async def start_writer(options: VllmOptions, tokenizer: PlannerTokenizer, grammar: Grammar) -> VllmWriter:
+    """Start vLLM and have it write a guided text. Raises EngineStartError, and leaves no process behind."""
+    arguments = _arguments(options)
+    mine = set(multiprocessing.active_children())
+    starting = asyncio.create_task(asyncio.to_thread(_start, arguments, options.device))
+    try:
+        engine = await asyncio.wait_for(asyncio.shield(starting), options.timeout_s)
+    except TimeoutError as error:
+        for process in set(multiprocessing.active_children()) - mine:
+            process.kill()  # whereupon the thread ends as well
+        await asyncio.wait([starting])
+        raise EngineStartError(f"vLLM was not ready after {options.timeout_s:g} s") from error
+    except Exception as error:  # whatever went wrong in there, there is another engine
+        raise EngineStartError(f"vLLM did not start: {error}") from error
+    halt, end = tokenizer.token_id(HALT), tokenizer.controls[Control.END]
+    writer = VllmWriter(engine, grammar, halt=halt, ends=(end,))
+    try:
+        async with asyncio.timeout(options.timeout_s):
+            await prove(writer, tokenizer)
+    except BaseException as error:
+        writer.close()
+        if not isinstance(error, Exception):
+            raise
+        raise EngineStartError(f"vLLM failed its first text: {error}") from error
+    return writer
+
+
+async def prove(writer: VllmWriter, tokenizer: PlannerTokenizer) -> None:
+    """Write a short guided text; the writer raises unless both requests hold the same allowed tokens."""
+    prompts = [codes_prompt("a first text", "la la la", Metadata(bpm=120)), unguided_prompt("")]
+    text = Text(
+        prompts=tuple(tuple(tokenizer.encode_prompt(prompt)) for prompt in prompts),
+        rule=CodesRule(count=8),
+        sampling=Sampling(),
+        seed=0,
+        phase=0,
+    )
+    async for _ in writer.write(text):
+        pass
+
+
+def _arguments(options: VllmOptions) -> AsyncEngineArgs:
+    config = read_config(options.folder / "config.json")
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * _BYTES[options.dtype]
+    # A guided text of full length has to fit, beside the page that is the engine's own.
+    fitting = (options.kv_cache_bytes // (token_bytes * _PAGE) - 1) // 2 * _PAGE
+    longest = min(_LONGEST, config.max_position_embeddings, fitting)
+    if longest <= _PAGE:
+        raise EngineStartError(f"{options.kv_cache_bytes} bytes for keys and values hold no text of this model")
+    is_cpu = options.device == "cpu"
+    return AsyncEngineArgs(
+        model=str(options.folder),
+        skip_tokenizer_init=True,
+        hf_overrides={"architectures": [ARCHITECTURE]},
+        generation_config="vllm",
+        dtype=options.dtype,
+        max_model_len=longest,
+        max_num_batched_tokens=2 * longest,
+        max_num_seqs=2 * options.max_texts,
+        block_size=_PAGE,
+        kv_cache_memory_bytes=options.kv_cache_bytes,
+        gpu_memory_utilization=0.05,  # only asks that much to be free: the budget is the line above
+        enable_prefix_caching=False,
+        async_scheduling=False,
+        enforce_eager=is_cpu,
+        distributed_executor_backend="uni",
+        disable_log_stats=True,
+        scheduler_cls="soundstage_lm.vllm_engine.scheduler.PairScheduler",
+        logits_processors=["soundstage_lm.vllm_engine.processor:TextProcessor"],
+        additional_config={MAX_DURATION: options.max_duration_s},
+        seed=0,
+    )
+
+
+def _start(arguments: AsyncEngineArgs, device: str) -> AsyncLLM:
+    # Forked, the engine would inherit gRPC's threads in whatever state they are.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if device != "cpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(device)] if visible else device
+    return AsyncLLM.from_engine_args(arguments)
