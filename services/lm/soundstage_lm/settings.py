@@ -3,6 +3,7 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from soundstage_lm.engine_choice import AskedEngine
 from soundstage_runtime.score import DURATION_RANGE_S
 from soundstage_runtime.settings import StageSettings
 
@@ -16,3 +17,6 @@ class LmSettings(StageSettings):
     max_duration_s: int = Field(
         int(DURATION_RANGE_S[1]), ge=10, le=int(DURATION_RANGE_S[1]), description="longest song, in seconds"
     )
+    engine: AskedEngine = Field("auto", description="auto, torch or vllm; auto is vllm on a card it knows, else torch")
+    kv_cache_gb: float = Field(4.0, gt=0, description="memory for the keys and values of all songs, in GB")
+    engine_timeout_s: float = Field(600.0, gt=0, description="seconds that vllm may take to start, else torch is used")
