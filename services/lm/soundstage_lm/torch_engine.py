@@ -1,67 +1,273 @@
-"""The PyTorch engine: texts share the model and nothing else, and take turns token by token."""
+"""The PyTorch engine: one step of the network serves all texts that are being written just then.
 
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import replace
-from typing import ParamSpec, TypeVar
+A step reads one token for every row of every text that has its prompts behind it, and beside them a piece of the
+prompts that came since. So a new text joins at the next step, a long prompt does not hold up the others, and a text
+that is closed takes part in no further step.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Final
 
 import numpy as np
+import structlog
 import torch
 from torch import Tensor
 
 from soundstage_lm.grammar import Grammar
+from soundstage_lm.model.cache import Span
+from soundstage_lm.model.head import Head
+from soundstage_lm.model.pages import PagePool, Row, count_pages
 from soundstage_lm.sampling import draw, guide, penalize, uniform
 from soundstage_lm.weights import Checkpoint
-from soundstage_lm.writer import Text, TokenSet
+from soundstage_lm.writer import Constraint, Text, TokenSet
+from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violation
 from soundstage_runtime.worker import Worker
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_log = structlog.get_logger()
+
+_PIECE: Final = 128  # tokens of prompts in one step: a CPU reads them in about the time of three steps
+_CUDA_PIECE: Final = 1024
+_MOST_MOVES: Final = 2  # pages moved in one step: each costs a small part of it
+
+
+class WriteError(ServiceError):
+    """A text cannot go on; the others are not touched."""
+
+    reason = "WRITE_FAILED"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Branch(Row):
+    """One prompt and what was written after it."""
+
+    unread: list[int]
+    length: int = 0  # tokens read
+    hidden: Tensor | None = None  # of the last token read, [hidden]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Entry:
+    """A text being written."""
+
+    text: Text
+    constraint: Constraint
+    branches: list[_Branch]
+    num_reserved: int  # pages
+    written: list[int] = field(default_factory=list[int])
+    # One entry a token, so their number bounds it; None ends the text.
+    out: asyncio.Queue[int | ServiceError | None] = field(default_factory=asyncio.Queue[int | ServiceError | None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draw:
+    """A token to be drawn at the end of a step."""
+
+    entry: _Entry
+    allowed: TokenSet
+    written: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """What one step does: fixed before it begins, so that texts may leave while it runs."""
+
+    moves: Sequence[tuple[int, int]]
+    fresh: Sequence[int]
+    branches: Sequence[_Branch]
+    spans: Sequence[Span]
+    draws: Sequence[_Draw]
 
 
 class TorchWriter:
-    """Writes texts with a network of its own process."""
+    """Writes texts with a network in this process, within `kv_cache_mib` of keys and values."""
 
-    def __init__(self, checkpoint: Checkpoint, worker: Worker, grammar: Grammar) -> None:
+    def __init__(self, checkpoint: Checkpoint, worker: Worker, grammar: Grammar, *, kv_cache_mib: int = 1024) -> None:
         self._model, self._worker, self._grammar = checkpoint.model, worker, grammar
-        self._num_live = 0
+        self._device = checkpoint.model.embed_tokens.weight.device
+        self._head = Head(checkpoint.model.embed_tokens.weight)
+        self._pool = PagePool((kv_cache_mib << 20) // checkpoint.model.page_bytes)
+        self._cache = checkpoint.model.make_cache(self._pool.num_pages)
+        self._piece = _PIECE if self._device.type == "cpu" else _CUDA_PIECE
+        self._waiting: deque[_Entry] = deque()
+        self._live: list[_Entry] = []
+        self._steps: asyncio.Task[None] | None = None
 
     @property
     def num_live(self) -> int:
         """How many texts hold memory in the engine."""
-        return self._num_live
+        return len(self._live)
+
+    @property
+    def num_pages_used(self) -> int:
+        """How many pages of the cache hold tokens."""
+        return self._pool.num_used
 
     async def write(self, text: Text) -> AsyncGenerator[int, None]:
-        """Yield the tokens of a text as they are drawn; see Writer."""
-        self._num_live += 1
+        """Yield the tokens of a text as they are drawn; see Writer. A text that does not fit beside others waits.
+
+        Raises InvalidRequestError when it could never fit, and WriteError when the network's numbers make no sense.
+        """
+        entry = self._begin(text)
         try:
-            constraint = self._grammar.begin(text.rule)
-            cache = self._model.make_cache(len(text.prompts))
-            hidden: list[Tensor] = []  # of each row's last token, [hidden]
-            for row, prompt in enumerate(text.prompts):
-                hidden.append(await self._run(self._model.prefill, cache, row, prompt))
-            tokens: list[int] = []
-            while allowed := constraint.allowed:
-                if tokens:
-                    pending = [tokens[-1]] * len(hidden)
-                    hidden = list(await self._run(self._model.step, cache, pending))
-                token = int(allowed.ids[0])
-                if len(allowed) > 1:
-                    token = await self._run(self._choose, hidden, allowed, text, tokens)
-                constraint.advance(token)
-                tokens.append(token)
+            if entry.constraint.allowed is not None:
+                self._waiting.append(entry)
+                if self._steps is None:
+                    # In a context of its own: the steps belong to no single call.
+                    self._steps = asyncio.create_task(self._run_steps(), context=contextvars.Context())
+            while (token := await entry.out.get()) is not None:
+                if isinstance(token, ServiceError):
+                    raise token
                 yield token
         finally:
-            self._num_live -= 1
+            self._leave(entry)
 
-    def _choose(self, hidden: list[Tensor], allowed: TokenSet, text: Text, tokens: list[int]) -> int:
-        ids = torch.from_numpy(allowed.ids).to(hidden[0].device)
-        logits = (torch.stack(hidden) @ self._model.embed_tokens.weight[ids].T).float()
-        chosen = guide(logits[0], logits[1], text.sampling.guidance_scale) if len(hidden) > 1 else logits[0]
-        if text.sampling.repetition_penalty != 1:
-            is_written = torch.from_numpy(np.isin(allowed.ids, tokens)).to(chosen.device)
-            chosen = penalize(chosen, is_written, text.sampling.repetition_penalty)
-        sampling = replace(text.sampling, temperature=0) if allowed.is_greedy else text.sampling
-        return int(allowed.ids[draw(chosen, sampling, uniform(text.seed, text.phase, len(tokens)))])
+    def _begin(self, text: Text) -> _Entry:
+        lengths = [len(prompt) + text.rule.max_tokens for prompt in text.prompts]
+        reserved = sum(map(count_pages, lengths))
+        limit = self._model.config.max_position_embeddings
+        if max(lengths) > limit or reserved > self._pool.num_pages:
+            wanted = (
+                f"make prompts of {' and '.join(str(len(prompt)) for prompt in text.prompts)} tokens, and up to "
+                f"{text.rule.max_tokens} follow; the model has room for {limit}, its cache for {count_pages(limit)}"
+            )
+            raise InvalidRequestError([Violation(field="lyrics", description=wanted)])
+        entry = _Entry(
+            text=text,
+            constraint=self._grammar.begin(text.rule),
+            branches=[_Branch(unread=list(prompt)) for prompt in text.prompts],
+            num_reserved=reserved,
+        )
+        self._force(entry)
+        return entry
 
-    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._worker.run(torch.inference_mode()(work), *args, **kwargs)
+    def _write(self, entry: _Entry, token: int) -> None:
+        entry.constraint.advance(token)
+        entry.written.append(token)
+        entry.out.put_nowait(token)
+        for branch in entry.branches:
+            branch.unread.append(token)
+
+    def _force(self, entry: _Entry) -> None:
+        """Write the tokens that have no alternative: the network reads them together, and is not asked."""
+        while (allowed := entry.constraint.allowed) is not None and len(allowed) == 1:
+            self._write(entry, int(allowed.ids[0]))
+        if allowed is None:
+            self._end(entry, None)
+        elif len(entry.written) >= entry.text.rule.max_tokens:
+            self._end(entry, WriteError(f"the text is longer than the {len(entry.written)} tokens of its rule"))
+
+    def _end(self, entry: _Entry, why: WriteError | None) -> None:
+        self._leave(entry)
+        entry.out.put_nowait(why)
+
+    def _leave(self, entry: _Entry) -> None:
+        if entry in self._waiting:
+            self._waiting.remove(entry)
+        if entry in self._live:
+            self._live.remove(entry)
+            for branch in entry.branches:
+                self._pool.release(branch)
+
+    async def _run_steps(self) -> None:
+        try:
+            while self._admit():
+                step = self._plan()
+                try:
+                    drawn = await self._worker.run(self._take, step)
+                except Exception as error:
+                    _log.exception("step_failed", texts=len(self._live))
+                    for entry in list(self._live):
+                        self._end(entry, WriteError(f"a step of the planner failed: {type(error).__name__}"))
+                    continue
+                for entry, token in zip([wanted.entry for wanted in step.draws], drawn, strict=True):
+                    if entry not in self._live:
+                        continue
+                    if token is None:
+                        self._end(entry, WriteError("the planner's logits are not numbers; another dtype may help"))
+                    else:
+                        self._write(entry, token)
+                        self._force(entry)
+        finally:
+            self._steps = None
+
+    def _admit(self) -> bool:
+        """Let those in that fit, first come first served; returns whether there is anything to do."""
+        room = self._pool.num_pages - sum(entry.num_reserved for entry in self._live)
+        while self._waiting and self._waiting[0].num_reserved <= room:
+            entry = self._waiting.popleft()
+            room -= entry.num_reserved
+            self._live.append(entry)
+        return bool(self._live)
+
+    def _plan(self) -> _Step:
+        """Fix what the next step reads, and take the pages for it."""
+        moves = self._pool.compact(_MOST_MOVES)
+        unread = [branch for entry in self._live for branch in entry.branches if branch.unread]
+        chosen = [(branch, 1) for branch in unread if len(branch.unread) == 1]
+        room = self._piece
+        for branch in unread:
+            count = min(room, len(branch.unread))
+            if len(branch.unread) > 1 and count:
+                chosen.append((branch, count))
+                room -= count
+        fresh: list[int] = []
+        spans: list[Span] = []
+        for branch, count in chosen:
+            fresh += self._pool.grow(branch, branch.length + count)
+            tokens, branch.unread = tuple(branch.unread[:count]), branch.unread[count:]
+            spans.append(Span(tokens=tokens, start=branch.length, pages=tuple(branch.pages)))
+            branch.length += count
+        draws: list[_Draw] = []
+        for entry in self._live:
+            if not any(branch.unread for branch in entry.branches):
+                allowed = entry.constraint.allowed
+                assert allowed is not None
+                draws.append(_Draw(entry=entry, allowed=allowed, written=tuple(entry.written)))
+        return _Step(moves=moves, fresh=fresh, branches=[branch for branch, _ in chosen], spans=spans, draws=draws)
+
+    @torch.inference_mode()
+    def _take(self, step: _Step) -> list[int | None]:
+        """Take a step; returns the tokens drawn, None where the logits are of no use."""
+        self._cache.move(step.moves)
+        self._cache.clear(step.fresh)
+        for branch, hidden in zip(step.branches, self._model.read(self._cache, step.spans), strict=True):
+            branch.hidden = hidden
+        by_set: dict[TokenSet, list[int]] = {}
+        for index, wanted in enumerate(step.draws):
+            by_set.setdefault(wanted.allowed, []).append(index)
+        drawn: dict[int, int | None] = {}
+        for allowed, indices in by_set.items():
+            drawn |= zip(indices, self._choose([step.draws[index] for index in indices], allowed), strict=True)
+        if not drawn and self._device.type == "cuda":
+            # Else the host runs steps ahead of the device, and a cancel comes late.
+            torch.cuda.synchronize(self._device)
+        return [drawn[index] for index in range(len(step.draws))]
+
+    def _choose(self, draws: Sequence[_Draw], allowed: TokenSet) -> list[int | None]:
+        """Draw a token for each of several texts that may go on with the same ones."""
+        hidden = [branch.hidden for wanted in draws for branch in wanted.entry.branches]
+        logits = self._head.score(torch.stack([row for row in hidden if row is not None]), allowed)
+        lasts = [number - 1 for number in accumulate(len(wanted.entry.branches) for wanted in draws)]
+        firsts = [last + 1 - len(wanted.entry.branches) for last, wanted in zip(lasts, draws, strict=True)]
+        scales = [[wanted.entry.text.sampling.guidance_scale] for wanted in draws]
+        guided = guide(logits[firsts], logits[lasts], torch.tensor(scales, device=logits.device)).cpu()
+        alone = [index for index, wanted in enumerate(draws) if len(wanted.entry.branches) == 1]
+        guided[alone] = logits[[firsts[index] for index in alone]].cpu()
+        return [_draw(wanted, row) for wanted, row in zip(draws, guided, strict=True)]
+
+
+def _draw(wanted: _Draw, logits: Tensor) -> int | None:
+    """Draw one of the allowed tokens by their logits [allowed]; None where none is finite."""
+    if not logits.isfinite().any():
+        return None
+    text, ids = wanted.entry.text, wanted.allowed.ids
+    sampling = replace(text.sampling, temperature=0.0) if wanted.allowed.is_greedy else text.sampling
+    if sampling.repetition_penalty != 1:
+        is_written = torch.from_numpy(np.isin(ids, wanted.written))
+        logits = penalize(logits, is_written, sampling.repetition_penalty)
+    return int(ids[draw(logits, sampling, uniform(text.seed, text.phase, len(wanted.written)))])

@@ -1,18 +1,25 @@
 """A planner's checkpoint, from its folder to a network ready to run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from soundstage_device.weights import build, read_weights
-from soundstage_lm.model.qwen3 import Qwen3, Qwen3Config
+from soundstage_lm.model.qwen3 import LIFT, Qwen3, Qwen3Config
 from soundstage_lm.tokenizer import PlannerTokenizer, load_tokenizer
 from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
 
 _CONFIG: Final = "config.json"
 _HEAD: Final = "lm_head.weight"
+_UP: Final = "mlp.up_proj"
+_JOINED: Final = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", _UP),
+}
 _SIZES: Final = {(1024, 28): "0.6B", (2048, 28): "1.7B", (2560, 36): "4B"}
 # What the network assumes, and what a configuration that is silent means by it.
 _ASSUMED: Final[dict[str, tuple[Any, Any]]] = {
@@ -46,9 +53,8 @@ def load_checkpoint(folder: Path, *, device: torch.device, dtype: torch.dtype) -
     head = tensors.pop(_HEAD, None)
     if head is not None and not torch.equal(head, tensors.get("embed_tokens.weight", head[:0])):
         raise CheckpointError(f"{folder}: {_HEAD} is not the embedding that the configuration says it is tied to")
-    # A copy of its own: weights that stay in the mapped file can be paged out in the middle of a song.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    model = build(lambda: Qwen3(config), tensors, where=str(folder), device=device, dtype=dtype)
+    fused = fuse(tensors, layers=config.num_hidden_layers)
+    model = build(lambda: Qwen3(config), fused, where=str(folder), device=device, dtype=dtype)
     size = (config.hidden_size, config.num_hidden_layers)
     return Checkpoint(
         model=model,
@@ -56,6 +62,25 @@ def load_checkpoint(folder: Path, *, device: torch.device, dtype: torch.dtype) -
         variant=_SIZES.get(size, f"{size[0]}x{size[1]}"),
         fingerprint=fingerprint([folder / _CONFIG, *weight_files(folder)]),
     )
+
+
+def fuse(tensors: Mapping[str, Tensor], *, layers: int) -> dict[str, Tensor]:
+    """Join the projections of a layer that have the same input, and lower the MLPs' inner values by LIFT.
+
+    Every tensor is a copy: weights that stay in the mapped file can be paged out in the middle of a song. What is
+    incomplete or misshapen is left as it is, for `build` to name.
+    """
+    left = dict(tensors)
+    fused: dict[str, Tensor] = {}
+    for layer in range(layers):
+        for joined, parts in _JOINED.items():
+            names = [f"layers.{layer}.{part}.weight" for part in parts]
+            if all(name in left for name in names) and len({left[name].shape[1:] for name in names}) == 1:
+                found = [left.pop(name) for name in names]
+                if parts[-1] == _UP:
+                    found[-1] = found[-1] / LIFT
+                fused[f"layers.{layer}.{joined}.weight"] = torch.cat(found)
+    return fused | {name: tensor.clone() for name, tensor in left.items()}
 
 
 def read_config(path: Path) -> Qwen3Config:

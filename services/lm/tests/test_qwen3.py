@@ -9,14 +9,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from soundstage_lm.model.cache import BUCKET
+from soundstage_lm.model.cache import Span
+from soundstage_lm.model.pages import PAGE, PagePool, Row
 from soundstage_lm.model.qwen3 import Qwen3
 from soundstage_lm.weights import Checkpoint, load_checkpoint
 
 # Two ways of adding the same float32 numbers: logits reach 7, and differences of 1e-5 were seen.
 TOLERANCE = 5e-5
 SHORT, LONG = 9, 70
-STEPS = BUCKET + 10  # crosses a bucket in either row
+STEPS = PAGE + 10  # crosses a page in either row
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,23 @@ def random_tokens(count: int, seed: int) -> list[int]:
     return torch.randint(0, 1261, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def run(model: Qwen3, prompts: Sequence[list[int]], steps: Sequence[int]) -> Tensor:
-    """Logits [1 + steps, rows, vocabulary] after the prompts and after every step."""
-    cache = model.make_cache(len(prompts))
-    hidden = [torch.stack([model.prefill(cache, row, prompt) for row, prompt in enumerate(prompts)])]
-    hidden += [model.step(cache, [token] * len(prompts)) for token in steps]
+def run(model: Qwen3, prompts: Sequence[list[int]], steps: Sequence[int], *, piece: int = 1000) -> Tensor:
+    """Logits [1 + steps, rows, vocabulary] after the prompts, read in pieces, and after every step."""
+    pool, rows = PagePool(16), [Row() for _ in prompts]
+    cache, lengths = model.make_cache(pool.num_pages), [0] * len(prompts)
+
+    def span(row: int, tokens: Sequence[int]) -> Span:
+        cache.clear(pool.grow(rows[row], lengths[row] + len(tokens)))
+        lengths[row] += len(tokens)
+        return Span(tokens=tuple(tokens), start=lengths[row] - len(tokens), pages=tuple(rows[row].pages))
+
+    last: list[Tensor] = []
+    for row, prompt in enumerate(prompts):
+        pieces = [prompt[first : first + piece] for first in range(0, len(prompt), piece)]
+        last.append([model.read(cache, [span(row, tokens)])[0] for tokens in pieces][-1])
+    hidden = [torch.stack(last)]
+    for token in steps:
+        hidden.append(model.read(cache, [span(row, [token]) for row in range(len(prompts))]))
     return torch.stack(hidden) @ model.embed_tokens.weight.T
 
 

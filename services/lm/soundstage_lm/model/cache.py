@@ -1,92 +1,144 @@
-"""Keys and values of rows that are decoded together, each with its own length."""
+"""Keys and values of many rows, in pages of one pool, and how tokens attend to them.
 
-from typing import Final, Protocol
+The pages of all rows lie side by side, so one matmul over the pool serves every row that takes a step, however unlike
+their lengths are: each page is a part of one row's attention, and the parts are put together afterwards. Nothing is
+copied to attend, and no row pays for another's length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BUCKET: Final = 128
+from soundstage_lm.model.pages import PAGE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Consecutive tokens of one row, to be read in one pass; `pages` has room for them and for all before them."""
+
+    tokens: tuple[int, ...]
+    start: int
+    pages: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """How long the row is afterwards."""
+        return self.start + len(self.tokens)
 
 
 class KvCache:
-    """Per layer, keys and values [rows, kv_heads, capacity, head_dim].
-
-    Capacity is always whole buckets and always passed whole: a slice of a larger cache is not contiguous, and every
-    matmul would copy it.
-    """
+    """Per layer, keys and values [pages, kv_heads, PAGE, head_dim]."""
 
     def __init__(
-        self, *, layers: int, rows: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self, *, layers: int, pages: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        def empty() -> list[Tensor]:
-            return [torch.zeros(rows, kv_heads, 0, head_dim, device=device, dtype=dtype) for _ in range(layers)]
+        shape = (pages, kv_heads, PAGE, head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
 
-        self.lengths = [0] * rows
-        self.keys, self.values = empty(), empty()
+    def move(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Copy pages, one after another, each from and to."""
+        for tensor in (*self.keys, *self.values):
+            for source, target in moves:
+                tensor[target] = tensor[source]
 
-    @property
-    def capacity(self) -> int:
-        """Tokens that every row has room for."""
-        return self.keys[0].shape[2]
-
-    def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` in every row, copying what is there when another bucket is needed."""
-        missing = -(-tokens // BUCKET) * BUCKET - self.capacity
-        if missing > 0:
-            # One layer at a time: there are never two whole caches.
-            for tensors in (self.keys, self.values):
-                for layer, tensor in enumerate(tensors):
-                    tensors[layer] = F.pad(tensor, (0, 0, 0, missing))
+    def clear(self, pages: Sequence[int]) -> None:
+        """Forget what was in `pages`: not even a weight of nothing makes something of a NaN."""
+        if pages:
+            for tensor in self.values:
+                tensor[list(pages)] = 0
 
 
-class Pass(Protocol):
-    """A forward pass over a cache: which positions its tokens have, and how they attend."""
+class Pass:
+    """One forward pass over spans, those of a single token first."""
 
-    positions: Tensor  # [rows, tokens]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store key and value, and mix values for query; all are [rows, heads, tokens, head_dim]."""
-        ...
-
-
-class PrefillPass:
-    """A whole prompt into one empty row."""
-
-    def __init__(self, cache: KvCache, row: int, tokens: int) -> None:
-        cache.reserve(tokens)
-        cache.lengths[row] = tokens
-        self._cache, self._row, self._tokens = cache, row, tokens
-        self.positions = torch.arange(tokens, device=cache.keys[0].device)[None]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See Pass."""
-        self._cache.keys[layer][self._row, :, : self._tokens] = key[0]
-        self._cache.values[layer][self._row, :, : self._tokens] = value[0]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-
-
-class StepPass:
-    """One more token for every row."""
-
-    def __init__(self, cache: KvCache) -> None:
-        cache.reserve(max(cache.lengths) + 1)
-        device = cache.keys[0].device
+    def __init__(self, cache: KvCache, spans: Sequence[Span]) -> None:
         self._cache = cache
-        self._rows = torch.arange(len(cache.lengths), device=device)
-        self._ends = torch.tensor(cache.lengths, device=device)
-        self.positions = self._ends[:, None]
-        is_past = torch.arange(cache.capacity, device=device) <= self.positions
-        self._mask = torch.zeros(is_past.shape, device=device).masked_fill(~is_past, float("-inf"))[:, None, None]
-        cache.lengths = [length + 1 for length in cache.lengths]
+        device = cache.keys[0].device
+
+        def tensor(numbers: Sequence[int]) -> Tensor:
+            return torch.tensor(numbers, device=device)
+
+        positions = [position for span in spans for position in range(span.start, span.end)]
+        self.token_ids = tensor([token for span in spans for token in span.tokens])  # [tokens]
+        self.positions = tensor(positions)  # [tokens]
+        self.ends = tensor([len(span.tokens) for span in spans]).cumsum(0) - 1  # the last token of each span, [spans]
+        self._pages = tensor([span.pages[at // PAGE] for span in spans for at in range(span.start, span.end)])
+        self._offsets = self.positions % PAGE
+        num_steps = sum(1 for _ in takewhile(lambda span: len(span.tokens) == 1, spans))
+        self._steps = _Steps(spans[:num_steps], device) if num_steps else None
+        self._pieces = spans[num_steps:]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See Pass."""
+        """Store key and value, and mix values for query; all are [tokens, heads, head_dim]."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         # Indexed assignment writes in place; scatter_ on this view would copy the whole cache.
-        keys[self._rows, :, self._ends] = key[:, :, 0]
-        values[self._rows, :, self._ends] = value[:, :, 0]
+        keys[self._pages, :, self._offsets] = key
+        values[self._pages, :, self._offsets] = value
+        first = 0
+        mixed: list[Tensor] = []
+        if self._steps is not None:
+            first = self._steps.num_rows
+            mixed.append(self._steps.attend(query[:first], keys, values))
+        for span in self._pieces:
+            here = slice(first, first := first + len(span.tokens))
+            mixed.append(_attend_piece(span, query[here], key[here], value[here], keys, values))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+
+class _Steps:
+    """How rows that read one token each attend."""
+
+    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+        self.num_rows = len(spans)
+        self._num_pages = 1 + max(max(span.pages) for span in spans)
+        longest = max(len(span.pages) for span in spans)
+        owners, filled = [0] * self._num_pages, [PAGE] * self._num_pages
+        for row, span in enumerate(spans):
+            for index, page in enumerate(span.pages):
+                owners[page], filled[page] = row, span.end - index * PAGE
+        # Where a row has fewer pages than the longest, its first stands in, and weighs nothing.
+        table = [[*span.pages, *span.pages[:1] * (longest - len(span.pages))] for span in spans]
+        counts = torch.tensor([len(span.pages) for span in spans])[:, None]
+        self._owners = torch.tensor(owners, device=device)  # [pages]
+        self._table = torch.tensor(table, device=device)  # [rows, longest]
+        self._is_absent = (torch.arange(longest) >= counts)[:, :, None, None, None].to(device)
+        is_future = torch.arange(PAGE) >= torch.tensor(filled)[:, None]
+        self._is_future = is_future[:, None, None].to(device)  # [pages, 1, 1, PAGE]
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Mix values [pages, kv_heads, PAGE, head_dim] for query [rows, heads, head_dim]."""
         # Two matmuls over groups of heads: for a single query they beat the fused kernel with its mask.
-        grouped = query.reshape(len(self._rows), keys.shape[1], -1, query.shape[-1])
-        scores = (grouped @ keys.transpose(-1, -2)).float() * query.shape[-1] ** -0.5 + self._mask
-        return (scores.softmax(-1).to(values.dtype) @ values).reshape(query.shape)
+        grouped = query.view(self.num_rows, keys.shape[1], -1, query.shape[-1])[self._owners]
+        scores = (grouped @ keys[: self._num_pages].transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+        scores = scores.masked_fill_(self._is_future, float("-inf"))
+        peaks = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(peaks).exp_()
+        parts = weights.to(values.dtype) @ values[: self._num_pages]
+        masses = weights.sum(-1, keepdim=True)
+        # Each row's parts, [rows, longest, kv_heads, group, ...], weighed as one softmax over all of them would.
+        row_peaks = peaks[self._table].masked_fill(self._is_absent, float("-inf"))
+        shares = (row_peaks - row_peaks.amax(1, keepdim=True)).exp_()
+        mixed = (parts[self._table].float() * shares).sum(1) / (masses[self._table] * shares).sum(1)
+        return mixed.to(query.dtype).view(query.shape)
+
+
+def _attend_piece(span: Span, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Mix values for several tokens of one row, each of which sees those before it."""
+    mask = None
+    if span.start:
+        pages = list(span.pages)
+        key, value = (pool[pages].transpose(1, 2).flatten(0, 1)[: span.end] for pool in (keys, values))
+        ends = torch.arange(span.start, span.end, device=query.device)[:, None]
+        mask = torch.arange(span.end, device=query.device) <= ends
+    mixed = F.scaled_dot_product_attention(
+        *(tensor.transpose(0, 1)[None] for tensor in (query, key, value)),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=True,
+    )
+    return mixed[0].transpose(0, 1)

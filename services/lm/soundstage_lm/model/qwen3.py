@@ -1,13 +1,24 @@
-"""The Qwen3 decoder. Parameter names are the released checkpoints', which carry no `model.` prefix."""
+"""The Qwen3 decoder. Parameter names are the released checkpoints', which carry no `model.` prefix.
+
+But for two things, done when weights are loaded: projections of the same input are one (weights.py, `fuse`), and what
+goes into an MLP's last projection is divided by LIFT. What comes out is multiplied back in float32, and the residual
+stream is float32: the released planners write values near 2e6 there, which float16 cannot hold. LIFT is a power of two,
+so in the other types nothing changes.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from soundstage_lm.model.cache import KvCache, Pass, PrefillPass, StepPass
+from soundstage_lm.model.cache import KvCache, Pass, Span
+from soundstage_lm.model.pages import PAGE
+from soundstage_lm.model.projection import Projection
+
+LIFT: Final = 128.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,41 +37,47 @@ class Qwen3Config:
     rope_theta: float
 
 
+class Norm(nn.Module):
+    """Root-mean-square norm of the last axis, of the residual stream's type or the weights', into the weights' type."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self._eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self._eps).to(self.weight.dtype)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with a norm on every query and key head."""
 
     def __init__(self, config: Qwen3Config, layer: int) -> None:
         super().__init__()
         self._layer, self._head_dim = layer, config.head_dim
-        width = config.num_attention_heads * config.head_dim
-        kv_width = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+        self._heads = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
+        self.qkv_proj = Projection(config.hidden_size, sum(self._heads) * config.head_dim)
+        self.o_proj = Projection(config.num_attention_heads * config.head_dim, config.hidden_size)
+        self.q_norm = Norm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = Norm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], run: Pass) -> Tensor:
-        heads = (*x.shape[:2], -1, self._head_dim)
-        query = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), turn)
-        key = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), turn)
-        value = self.v_proj(x).view(heads).transpose(1, 2)
-        mixed = run.attend(self._layer, query, key, value)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        query, key, value = self.qkv_proj(x).view(len(x), -1, self._head_dim).split(self._heads, dim=1)
+        mixed = run.attend(self._layer, rotate(self.q_norm(query), turn), rotate(self.k_norm(key), turn), value)
+        return self.o_proj(mixed.flatten(1))
 
 
 class Mlp(nn.Module):
-    """SwiGLU."""
+    """SwiGLU; what it returns is float32."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Projection(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = Projection(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up).float() * LIFT
 
 
 class Layer(nn.Module):
@@ -68,9 +85,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: Qwen3Config, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], run: Pass) -> Tensor:
@@ -86,48 +103,52 @@ class Qwen3(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
 
-    def make_cache(self, rows: int) -> KvCache:
-        """Make an empty cache for `rows` sequences that step together."""
+    @property
+    def page_bytes(self) -> int:
+        """What a page of the cache takes."""
+        config = self.config
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * PAGE
+        return numbers * self.embed_tokens.weight.itemsize
+
+    def make_cache(self, pages: int) -> KvCache:
+        """Make an empty cache of `pages`."""
         return KvCache(
             layers=self.config.num_hidden_layers,
-            rows=rows,
+            pages=pages,
             kv_heads=self.config.num_key_value_heads,
             head_dim=self.config.head_dim,
             device=self.embed_tokens.weight.device,
             dtype=self.embed_tokens.weight.dtype,
         )
 
-    def prefill(self, cache: KvCache, row: int, token_ids: Sequence[int]) -> Tensor:
-        """Read a prompt into an empty row; returns the last token's hidden state [hidden]."""
-        ids = torch.tensor([token_ids], device=self.embed_tokens.weight.device)
-        return self(ids, PrefillPass(cache, row, len(token_ids)))[0]
+    def pack(self) -> None:
+        """Lay the projections' weights out for this CPU, where they are on one; they cannot be read back."""
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.pack()
 
-    def step(self, cache: KvCache, token_ids: Sequence[int]) -> Tensor:
-        """Read one token for every row; returns hidden states [rows, hidden]."""
-        ids = torch.tensor(token_ids, device=self.embed_tokens.weight.device)[:, None]
-        return self(ids, StepPass(cache))
-
-    def forward(self, token_ids: Tensor, run: Pass) -> Tensor:
-        """Run tokens [rows, tokens]; returns the normed hidden state of each row's last one [rows, hidden]."""
-        x = self.embed_tokens(token_ids)
-        turn = angles(run.positions, self.config, x.dtype)
+    def read(self, cache: KvCache, spans: Sequence[Span]) -> Tensor:
+        """Read spans, those of a single token first; returns the last token's normed hidden state of each [spans, hidden]."""
+        run = Pass(cache, spans)
+        x = self.embed_tokens(run.token_ids).float()
+        turn = angles(run.positions, self.config, self.embed_tokens.weight.dtype)
         for layer in self.layers:
             x = layer(x, turn, run)
-        return self.norm(x[:, -1])
+        return self.norm(x[run.ends])
 
 
 def angles(positions: Tensor, config: Qwen3Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine [rows, 1, tokens, head_dim] of the rotary embedding, computed in float32."""
+    """Return cosine and sine [tokens, 1, head_dim] of the rotary embedding, computed in float32."""
     exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
-    angle = positions[:, None, :, None].float() * config.rope_theta**-exponents
+    angle = positions[:, None, None].float() * config.rope_theta**-exponents
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs of channels of x [rows, heads, tokens, head_dim], halves apart, by their position's angles."""
+    """Turn pairs of channels of x [tokens, heads, head_dim], halves apart, by their position's angles."""
     cosine, sine = turn
     low, high = x.chunk(2, dim=-1)
     return x * cosine + torch.cat([-high, low], dim=-1) * sine
