@@ -1,4 +1,4 @@
-"""Which engine plans on which card. Pure: vLLM checks nothing when it starts, so this is decided before it is imported."""
+"""Which engine plans on which card. vLLM checks nothing when it starts, so this is decided before it is imported."""
 
 import re
 from dataclasses import dataclass

@@ -34,4 +34,3 @@ class Planner(Qwen3ForCausalLM):
     def _fit(self, name: str, tensor: Tensor) -> tuple[str, Tensor]:
         name = f"model.{name.removeprefix('model.')}"
         return name, tensor / self._shrink if self._shrink > 1 and name.endswith(_WRITERS) else tensor
-

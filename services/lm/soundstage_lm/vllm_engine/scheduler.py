@@ -34,9 +34,7 @@ class PairScheduler(Scheduler):
         self._let_in()
         return super().schedule(*args, **kwargs)
 
-    def finish_requests(
-        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
-    ) -> list[Request]:
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         """End requests and their partners, held ones too."""
         if request_ids is None:
             self._held.clear()

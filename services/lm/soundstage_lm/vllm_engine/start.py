@@ -26,10 +26,6 @@ _PAGE: Final = 32  # tokens; the least that all of vLLM's attention kernels take
 _BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class EngineStartError(Exception):
-    """VLLM did not start, or what it wrote first was wrong."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmOptions:
     """What to start: `device` is "cpu" or the number of a CUDA device."""
@@ -44,29 +40,26 @@ class VllmOptions:
 
 
 async def start_writer(options: VllmOptions, tokenizer: PlannerTokenizer, grammar: Grammar) -> VllmWriter:
-    """Start vLLM and have it write a guided text. Raises EngineStartError, and leaves no process behind."""
-    arguments = _arguments(options)
+    """Start vLLM and have it write a guided text. Raises whatever went wrong, and leaves no process behind."""
     mine = set(multiprocessing.active_children())
-    starting = asyncio.create_task(asyncio.to_thread(_start, arguments, options.device))
+    starting = asyncio.create_task(asyncio.to_thread(_start, arguments(options), options.device))
     try:
         engine = await asyncio.wait_for(asyncio.shield(starting), options.timeout_s)
     except TimeoutError as error:
+        if starting.done():
+            raise
         for process in set(multiprocessing.active_children()) - mine:
             process.kill()  # whereupon the thread ends as well
         await asyncio.wait([starting])
-        raise EngineStartError(f"vLLM was not ready after {options.timeout_s:g} s") from error
-    except Exception as error:  # whatever went wrong in there, there is another engine
-        raise EngineStartError(f"vLLM did not start: {error}") from error
+        raise TimeoutError(f"not ready after {options.timeout_s:g} s") from error
     halt, end = tokenizer.token_id(HALT), tokenizer.controls[Control.END]
     writer = VllmWriter(engine, grammar, halt=halt, ends=(end,))
     try:
         async with asyncio.timeout(options.timeout_s):
             await prove(writer, tokenizer)
-    except BaseException as error:
+    except BaseException:
         writer.close()
-        if not isinstance(error, Exception):
-            raise
-        raise EngineStartError(f"vLLM failed its first text: {error}") from error
+        raise
     return writer
 
 
@@ -84,14 +77,15 @@ async def prove(writer: VllmWriter, tokenizer: PlannerTokenizer) -> None:
         pass
 
 
-def _arguments(options: VllmOptions) -> AsyncEngineArgs:
+def arguments(options: VllmOptions) -> AsyncEngineArgs:
+    """Say to vLLM what the options mean. Raises ValueError when the memory is too small for any text."""
     config = read_config(options.folder / "config.json")
     token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * _BYTES[options.dtype]
     # A guided text of full length has to fit, beside the page that is the engine's own.
     fitting = (options.kv_cache_bytes // (token_bytes * _PAGE) - 1) // 2 * _PAGE
     longest = min(_LONGEST, config.max_position_embeddings, fitting)
     if longest <= _PAGE:
-        raise EngineStartError(f"{options.kv_cache_bytes} bytes for keys and values hold no text of this model")
+        raise ValueError(f"{options.kv_cache_bytes} bytes for keys and values hold no text of this model")
     is_cpu = options.device == "cpu"
     return AsyncEngineArgs(
         model=str(options.folder),
@@ -117,10 +111,10 @@ def _arguments(options: VllmOptions) -> AsyncEngineArgs:
     )
 
 
-def _start(arguments: AsyncEngineArgs, device: str) -> AsyncLLM:
+def _start(engine: AsyncEngineArgs, device: str) -> AsyncLLM:
     # Forked, the engine would inherit gRPC's threads in whatever state they are.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if device != "cpu":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(device)] if visible else device
-    return AsyncLLM.from_engine_args(arguments)
+    return AsyncLLM.from_engine_args(engine)

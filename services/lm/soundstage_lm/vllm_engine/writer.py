@@ -99,9 +99,7 @@ class VllmWriter:
             return [token async for token in tokens]
 
     async def _request(self, text: Text, name: str, role: Role, prompt: tuple[int, ...]) -> AsyncGenerator[int, None]:
-        ticket = Ticket(
-            text=name, role=role, rule=text.rule, sampling=text.sampling, seed=text.seed, phase=text.phase
-        )
+        ticket = Ticket(text=name, role=role, rule=text.rule, sampling=text.sampling, seed=text.seed, phase=text.phase)
         params = SamplingParams(
             temperature=0.0,  # what is left to choose is one token
             max_tokens=text.rule.max_tokens,
