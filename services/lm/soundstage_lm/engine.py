@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-import torch
-
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
 from soundstage_lm.composer import Composer
@@ -15,8 +12,6 @@ from soundstage_lm.torch_engine import TorchWriter
 from soundstage_lm.weights import load_checkpoint
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.worker import Worker
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +27,11 @@ def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     """Load the planner that the settings name. Raises CheckpointError."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    if dtype is torch.float16:
-        _log.warning("float32_instead_of_float16", why="the released planners overflow float16 in their second layer")
-        dtype = torch.float32
     checkpoint = load_checkpoint(locate(settings.model), device=device, dtype=dtype)
+    checkpoint.model.pack()
     grammar = Grammar(checkpoint.tokenizer, max_duration_s=settings.max_duration_s)
     composer = Composer(
-        TorchWriter(checkpoint, worker, grammar),
+        TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb),
         checkpoint.tokenizer,
         fingerprint=checkpoint.fingerprint,
         max_duration_s=settings.max_duration_s,

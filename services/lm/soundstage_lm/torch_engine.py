@@ -84,13 +84,13 @@ class _Step:
 
 
 class TorchWriter:
-    """Writes texts with a network in this process, within `kv_cache_mib` of keys and values."""
+    """Writes texts with a network in this process, within `kv_cache_gb` of keys and values."""
 
-    def __init__(self, checkpoint: Checkpoint, worker: Worker, grammar: Grammar, *, kv_cache_mib: int = 1024) -> None:
+    def __init__(self, checkpoint: Checkpoint, worker: Worker, grammar: Grammar, *, kv_cache_gb: float = 1.0) -> None:
         self._model, self._worker, self._grammar = checkpoint.model, worker, grammar
         self._device = checkpoint.model.embed_tokens.weight.device
         self._head = Head(checkpoint.model.embed_tokens.weight)
-        self._pool = PagePool((kv_cache_mib << 20) // checkpoint.model.page_bytes)
+        self._pool = PagePool(int(kv_cache_gb * 1e9) // checkpoint.model.page_bytes)
         self._cache = checkpoint.model.make_cache(self._pool.num_pages)
         self._piece = _PIECE if self._device.type == "cpu" else _CUDA_PIECE
         self._waiting: deque[_Entry] = deque()

@@ -130,7 +130,7 @@ class Qwen3(nn.Module):
                 module.pack()
 
     def read(self, cache: KvCache, spans: Sequence[Span]) -> Tensor:
-        """Read spans, those of a single token first; returns the last token's normed hidden state of each [spans, hidden]."""
+        """Read spans, those of a single token first; returns each one's last normed hidden state [spans, hidden]."""
         run = Pass(cache, spans)
         x = self.embed_tokens(run.token_ids).float()
         turn = angles(run.positions, self.config, self.embed_tokens.weight.dtype)
