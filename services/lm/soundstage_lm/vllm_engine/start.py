@@ -52,8 +52,7 @@ async def start_writer(options: VllmOptions, tokenizer: PlannerTokenizer, gramma
             process.kill()  # whereupon the thread ends as well
         await asyncio.wait([starting])
         raise TimeoutError(f"not ready after {options.timeout_s:g} s") from error
-    halt, end = tokenizer.token_id(HALT), tokenizer.controls[Control.END]
-    writer = VllmWriter(engine, grammar, halt=halt, ends=(end,))
+    writer = make_writer(engine, tokenizer, grammar)
     try:
         async with asyncio.timeout(options.timeout_s):
             await prove(writer, tokenizer)
@@ -61,6 +60,11 @@ async def start_writer(options: VllmOptions, tokenizer: PlannerTokenizer, gramma
         writer.close()
         raise
     return writer
+
+
+def make_writer(engine: AsyncLLM, tokenizer: PlannerTokenizer, grammar: Grammar) -> VllmWriter:
+    """Make the front of a started engine."""
+    return VllmWriter(engine, grammar, halt=tokenizer.token_id(HALT), end=tokenizer.controls[Control.END])
 
 
 async def prove(writer: VllmWriter, tokenizer: PlannerTokenizer) -> None:

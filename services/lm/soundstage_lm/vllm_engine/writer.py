@@ -38,10 +38,10 @@ class EngineLostError(ServiceError):
 class VllmWriter:
     """Writes texts with vLLM."""
 
-    def __init__(self, engine: AsyncLLM, grammar: Grammar, *, halt: int, ends: tuple[int, ...]) -> None:
-        """Take a started engine; `halt` ends a text that failed, `ends` are the tokens with which a text may end."""
-        self._engine, self._grammar = engine, grammar
-        self._stops = [halt, *ends]
+    def __init__(self, engine: AsyncLLM, grammar: Grammar, *, halt: int, end: int) -> None:
+        """Take a started engine; `halt` ends a text that failed, `end` may end one that did not."""
+        self.engine, self._grammar = engine, grammar
+        self._stops = [halt, end]
         config = engine.vllm_config
         self.max_tokens: int = config.model_config.max_model_len
         self._max_prompts: int = config.scheduler_config.max_num_batched_tokens
@@ -56,7 +56,7 @@ class VllmWriter:
 
     def close(self) -> None:
         """End the engine's processes."""
-        self._engine.shutdown()
+        self.engine.shutdown()
 
     async def write(self, text: Text) -> AsyncGenerator[int, None]:
         """Yield the tokens of a text as they are drawn; see Writer."""
@@ -110,7 +110,7 @@ class VllmWriter:
             extra_args=to_extra_args(ticket),
         )
         prompt_tokens = TokensPrompt(prompt_token_ids=list(prompt))
-        async with aclosing(self._engine.generate(prompt_tokens, params, f"{name}-{role}")) as outputs:
+        async with aclosing(self.engine.generate(prompt_tokens, params, f"{name}-{role}")) as outputs:
             async for output in outputs:
                 for token in output.outputs[0].token_ids:
                     yield token
