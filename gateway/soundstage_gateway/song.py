@@ -69,7 +69,7 @@ class Song:
                 if response.HasField("plan"):
                     self._metadata, code_count = response.plan.metadata, response.plan.code_count
                     yield GenerateSongResponse(plan=Plan(metadata=self._metadata, code_count=code_count))
-                else:
+                elif response.HasField("codes"):
                     self._codes += response.codes.codes
                     yield _progress(STAGE_LM, len(self._codes), code_count)
         self._note_time(STAGE_LM, started_s)

@@ -35,14 +35,14 @@ def read_song(request: DenoiseRequest) -> Song:
     checks = Checks()
     checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
     checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
-    checks.metadata(request.metadata)
+    metadata = checks.metadata(request.metadata)
     bad = next((index for index, code in enumerate(request.codes) if code >= NUM_CODES), None)
     if bad is not None:
         checks.refuse(f"codes[{bad}]", f"is {request.codes[bad]}; must be 0 to {NUM_CODES - 1}")
     checks.number("latent_frames", request.latent_frames, 1, MAX_LATENT_FRAMES)
     checks.diffusion(request.options, field="options")
     checks.finish()
-    metadata, options = request.metadata, request.options
+    options = request.options
     return Song(
         caption=request.caption,
         lyrics=request.lyrics,

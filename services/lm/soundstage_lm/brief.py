@@ -10,6 +10,7 @@ class Metadata:
     bpm: int | None = None
     caption: str | None = None
     duration_s: float | None = None
+    genres: str | None = None
     key_scale: str | None = None
     vocal_language: str | None = None
     time_signature: str | None = None
@@ -34,20 +35,67 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Brief:
-    """A song to plan: the user's words, what the user fixed, and the seed of all draws."""
+    """A song to plan: the user's words, what the user fixed, what shall be written, and the seed of all draws."""
 
     caption: str
     lyrics: str
     metadata: Metadata
     seed: int
     sampling: Sampling
+    write_metadata: bool = True
+    write_codes: bool = True
+    rewrite_caption: bool = True
+    detect_language: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A song's words asked for, whatever they are made from."""
+
+    seed: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening(Request):
+    """Audio codes to describe."""
+
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idea(Request):
+    """A few words to make a song's text of."""
+
+    query: str
+    is_instrumental: bool
+    vocal_language: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rough(Request):
+    """A song's text to write better; what `metadata` fixes stays."""
+
+    caption: str
+    lyrics: str
+    metadata: Metadata
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One settled field, named as in Metadata, as it stands in the chain of thought."""
+
+    name: str
+    value: str
+    is_given: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The settled metadata and the number of codes that follow."""
+    """The settled metadata, the planner's caption among them, and the number of codes that follow."""
 
     metadata: Metadata
+    fields: tuple[Field, ...]
     code_count: int
 
 
@@ -57,3 +105,11 @@ class CodeRun:
 
     first_code: int
     codes: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Song:
+    """A song's text."""
+
+    metadata: Metadata
+    lyrics: str

@@ -1,4 +1,4 @@
-"""The planner at work: the metadata, then the codes, whatever engine writes them."""
+"""The planner's modes: which texts a request takes, and what is made of them, whatever engine writes them."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -6,17 +6,25 @@ from dataclasses import fields, replace
 from typing import Final
 
 from soundstage_lm import cot
-from soundstage_lm.brief import Brief, CodeRun, Metadata, Plan
-from soundstage_lm.prompts import Prompt, codes_prompt, metadata_prompt, unguided_prompt
+from soundstage_lm.answer import Answer, clean, read_answer, thought_of
+from soundstage_lm.brief import Brief, CodeRun, Field, Idea, Listening, Metadata, Plan, Request, Rough, Song
+from soundstage_lm.prompts import (
+    Prompt,
+    codes_prompt,
+    draft_prompt,
+    metadata_prompt,
+    polish_prompt,
+    understand_prompt,
+    unguided_prompt,
+)
 from soundstage_lm.rules import CodesRule, Rule, ThoughtRule
 from soundstage_lm.tokenizer import PlannerTokenizer
 from soundstage_lm.writer import Text, Writer
 from soundstage_runtime.errors import InvalidRequestError, Violation
-from soundstage_runtime.score import CODE_RATE_HZ
+from soundstage_runtime.score import CODE_RATE_HZ, INSTRUMENTAL
 
 CODES_PER_RUN: Final = 5  # one second of music
-_METADATA_PHASE, _CODES_PHASE = 0, 1
-_METADATA_TOKENS: Final = 256  # more than any metadata takes
+_WORDS_PHASE, _CODES_PHASE = 0, 1
 
 
 class Composer:
@@ -30,46 +38,144 @@ class Composer:
         self._max_duration_s, self._max_tokens = max_duration_s, max_tokens
         self.fingerprint = fingerprint
 
-    async def compose(self, brief: Brief) -> AsyncGenerator[Plan | CodeRun, None]:
-        """Yield the plan, then all its codes in order. Closing the generator stops the model before its next token.
+    async def compose(self, brief: Brief) -> AsyncGenerator[Field | Plan | CodeRun, None]:
+        """Yield each field as it is settled, then the plan, then all its codes in order.
 
-        Raises InvalidRequestError when the words leave the model no room for the song.
+        Closing the generator stops the model before its next token. Raises InvalidRequestError when a duration is
+        wanted and nobody gives one, or when the words leave the model no room for the song.
         """
-        metadata = brief.metadata
-        if not metadata.is_complete:
-            metadata = await self._settle(brief)
-        assert metadata.duration_s is not None
-        plan = Plan(metadata=metadata, code_count=int(metadata.duration_s * CODE_RATE_HZ))
-        yield plan
-        prompts = [codes_prompt(brief.caption, brief.lyrics, metadata)]
-        if brief.sampling.guidance_scale > 1:
-            prompts.append(unguided_prompt(brief.sampling.negative_prompt))
-        text = self._text(brief, prompts, CodesRule(count=plan.code_count), _CODES_PHASE)
+        is_thinking = brief.write_metadata and not brief.metadata.is_complete
+        if brief.write_codes and not is_thinking and brief.metadata.duration_s is None:
+            raise _refusal("metadata.duration_s", "is not set; it is needed for codes when write_metadata is false")
+        self._check_room(brief, is_thinking=is_thinking)
+        metadata, settled = brief.metadata, _given_fields(brief.metadata)
+        if is_thinking:
+            settled = ()
+            async with aclosing(self._think(brief)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Field):
+                        settled = (*settled, piece)
+                        yield piece
+                    else:
+                        metadata = _fill(brief.metadata, piece)
+        count = int((metadata.duration_s or 0) * CODE_RATE_HZ) if brief.write_codes else 0
+        yield Plan(metadata=metadata, fields=settled, code_count=count)
+        if count:
+            async with aclosing(self._write_codes(brief, metadata, count)) as runs:
+                async for run in runs:
+                    yield run
+
+    async def understand(self, listening: Listening) -> Song:
+        """Describe what codes sound like. Raises InvalidRequestError when the model cannot hold them or has none such."""
+        unknown = set(listening.codes).difference(self._tokenizer.code_of.values())
+        if unknown:
+            raise _refusal("codes", f"holds {min(unknown)}, which is no code of the loaded model")
+        heard = Metadata(duration_s=max(1.0, len(listening.codes) / CODE_RATE_HZ))
+        answer = await self._describe(listening, understand_prompt(listening.codes), heard, field="codes")
+        return Song(metadata=_fill(heard, answer.metadata), lyrics=answer.lyrics)
+
+    async def draft(self, idea: Idea) -> Song:
+        """Make a song's text of a few words. Raises InvalidRequestError when they are more than the model can hold."""
+        given = Metadata(vocal_language=idea.vocal_language)
+        prompt = draft_prompt(idea.query, is_instrumental=idea.is_instrumental)
+        answer = await self._describe(idea, prompt, given, field="query")
+        lyrics = answer.lyrics or (INSTRUMENTAL if idea.is_instrumental else "")
+        return Song(metadata=_fill(given, answer.metadata), lyrics=lyrics)
+
+    async def polish(self, rough: Rough) -> Song:
+        """Write a song's text better. Raises InvalidRequestError when it is more than the model can hold."""
+        prompt = polish_prompt(rough.caption, rough.lyrics)
+        answer = await self._describe(rough, prompt, rough.metadata, field="lyrics")
+        metadata = _fill(rough.metadata, answer.metadata)
+        return Song(
+            metadata=replace(metadata, caption=metadata.caption or rough.caption), lyrics=answer.lyrics or rough.lyrics
+        )
+
+    async def _think(self, brief: Brief) -> AsyncGenerator[Field | Metadata, None]:
+        """Have the model write the metadata: every field as soon as it is settled, then what it wrote."""
+        is_written = {
+            "caption": brief.rewrite_caption,
+            "genres": False,
+            "language": brief.detect_language or brief.metadata.vocal_language is not None,
+        }
+        rule = ThoughtRule(keys=tuple(key for key in cot.KEYS if is_written.get(key, True)), given=brief.metadata)
+        text = self._text(brief, [metadata_prompt(brief.caption, brief.lyrics)], rule, _WORDS_PHASE)
+        tokens: list[int] = []
+        num_settled = 0
+        async with aclosing(self._writer.write(text)) as written:
+            async for token in written:
+                tokens.append(token)
+                if b":" not in self._tokenizer.words.get(token, b""):
+                    continue
+                # A field is settled when the next one has its name.
+                for field in self._read_fields(tokens, brief)[num_settled:-1]:
+                    num_settled += 1
+                    yield field
+        for field in self._read_fields(tokens, brief)[num_settled:]:
+            yield field
+        yield read_answer(self._tokenizer, tokens).metadata
+
+    def _read_fields(self, tokens: Sequence[int], brief: Brief) -> list[Field]:
+        found = cot.read_fields(thought_of(self._tokenizer, tokens))
+        return [
+            Field(name=name, value=clean(value), is_given=getattr(brief.metadata, name) is not None)
+            for name, value in found.items()
+        ]
+
+    async def _write_codes(self, brief: Brief, metadata: Metadata, count: int) -> AsyncGenerator[CodeRun, None]:
+        text = self._text(brief, self._codes_prompts(brief, metadata), CodesRule(count=count), _CODES_PHASE)
         run: list[int] = []
         first = 0
         async with aclosing(self._writer.write(text)) as tokens:
             async for token in tokens:
                 run.append(self._tokenizer.code_of[token])
-                if len(run) == CODES_PER_RUN or first + len(run) == plan.code_count:
+                if len(run) == CODES_PER_RUN or first + len(run) == count:
                     yield CodeRun(first_code=first, codes=run)
                     first, run = first + len(run), []
 
-    async def _settle(self, brief: Brief) -> Metadata:
-        """Have the model write the metadata that the user left open."""
-        keys = [key for key in cot.KEYS if key not in ("caption", "language") or getattr(brief.metadata, cot.KEYS[key])]
-        rule = ThoughtRule(keys=tuple(keys), given=brief.metadata)
-        text = self._text(brief, [metadata_prompt(brief.caption, brief.lyrics)], rule, _METADATA_PHASE)
+    async def _describe(self, request: Request, prompt: Prompt, given: Metadata, *, field: str) -> Answer:
+        """Have the model write a thought with all fields, then lyrics."""
+        rule = ThoughtRule(keys=tuple(cot.KEYS), given=given, has_lyrics=True)
+        text = self._text(request, [prompt], rule, _WORDS_PHASE)
+        room = self._max_tokens - rule.max_tokens
+        if len(text.prompts[0]) > room:
+            raise _refusal(field, f"is {len(text.prompts[0])} tokens with its frame; the model has room for {room}")
         async with aclosing(self._writer.write(text)) as tokens:
-            written = cot.parse(self._tokenizer.decode([token async for token in tokens]))
-        open_fields = [field.name for field in fields(Metadata) if getattr(brief.metadata, field.name) is None]
-        return replace(brief.metadata, **{name: getattr(written, name) for name in open_fields})
+            return read_answer(self._tokenizer, [token async for token in tokens])
 
-    def _text(self, brief: Brief, prompts: Sequence[Prompt], rule: Rule, phase: int) -> Text:
-        encoded = tuple(tuple(self._tokenizer.encode_prompt(prompt)) for prompt in prompts)
+    def _check_room(self, brief: Brief, *, is_thinking: bool) -> None:
+        """Refuse words that leave no room for the longest plan that may come of them."""
         duration_s = brief.metadata.duration_s or self._max_duration_s
-        room = self._max_tokens - int(duration_s * CODE_RATE_HZ) - _METADATA_TOKENS
-        longest = max(map(len, encoded))
+        rest = int(duration_s * CODE_RATE_HZ) if brief.write_codes else 0
+        if is_thinking:
+            rest += ThoughtRule(keys=(), given=brief.metadata).max_tokens
+        prompts = map(self._tokenizer.encode_prompt, self._codes_prompts(brief, brief.metadata))
+        longest, room = max(map(len, prompts)), self._max_tokens - rest
         if longest > room:
             wanted = f"are {longest} tokens with the caption; {duration_s:g} s of music leave room for {room}"
-            raise InvalidRequestError([Violation(field="lyrics", description=wanted)])
-        return Text(prompts=encoded, rule=rule, sampling=brief.sampling, seed=brief.seed, phase=phase)
+            raise _refusal("lyrics", wanted)
+
+    def _codes_prompts(self, brief: Brief, metadata: Metadata) -> list[Prompt]:
+        prompts = [codes_prompt(brief.caption, brief.lyrics, metadata)]
+        if brief.sampling.guidance_scale > 1:
+            prompts.append(unguided_prompt(brief.sampling.negative_prompt))
+        return prompts
+
+    def _text(self, request: Brief | Request, prompts: Sequence[Prompt], rule: Rule, phase: int) -> Text:
+        encoded = tuple(tuple(self._tokenizer.encode_prompt(prompt)) for prompt in prompts)
+        return Text(prompts=encoded, rule=rule, sampling=request.sampling, seed=request.seed, phase=phase)
+
+
+def _fill(given: Metadata, written: Metadata) -> Metadata:
+    """Keep what is given, and take what is written where nothing is."""
+    is_open = {field.name: getattr(given, field.name) is None for field in fields(Metadata)}
+    return replace(given, **{name: getattr(written, name) for name in is_open if is_open[name]})
+
+
+def _given_fields(metadata: Metadata) -> tuple[Field, ...]:
+    values = cot.read_fields(cot.dump(metadata))
+    return tuple(Field(name=name, value=value, is_given=True) for name, value in values.items())
+
+
+def _refusal(field: str, description: str) -> InvalidRequestError:
+    return InvalidRequestError([Violation(field=field, description=description)])

@@ -1,24 +1,74 @@
-"""ComposeRequest, read and checked field by field."""
+"""The requests of LmService, read and checked field by field."""
 
-from soundstage.stage.v1.lm_service_pb2 import ComposeRequest
+from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, DraftRequest, PolishRequest, UnderstandRequest
 from soundstage.type.v1.options_pb2 import SamplingOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
-from soundstage_lm.brief import Brief, Metadata, Sampling
+from soundstage_lm.brief import Brief, Idea, Listening, Metadata, Rough, Sampling
+from soundstage_runtime.score import CODE_RATE_HZ, NUM_CODES
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 
-def read_request(request: ComposeRequest, *, max_duration_s: float) -> Brief:
+def read_compose(request: ComposeRequest, *, max_duration_s: float) -> Brief:
     """Turn a request into a brief; raises InvalidRequestError naming every bad field."""
     checks = Checks()
     checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
     checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
-    checks.metadata(request.metadata, max_duration_s=max_duration_s)
+    metadata = checks.metadata(request.metadata, max_duration_s=max_duration_s)
     checks.sampling(request.sampling, field="sampling")
     checks.finish()
+    switches = ("write_metadata", "write_codes", "rewrite_caption", "detect_language")
     return Brief(
         caption=request.caption,
         lyrics=request.lyrics,
-        metadata=_read_metadata(request.metadata),
+        metadata=_read_metadata(metadata),
+        seed=request.seed,
+        sampling=_read_sampling(request.sampling),
+        **{name: getattr(request, name) for name in switches if request.HasField(name)},
+    )
+
+
+def read_understand(request: UnderstandRequest, *, max_duration_s: float) -> Listening:
+    """Turn a request into codes to describe; raises InvalidRequestError."""
+    checks = Checks()
+    most = int(max_duration_s * CODE_RATE_HZ)
+    if not 1 <= len(request.codes) <= most:
+        checks.refuse("codes", f"has {len(request.codes)} entries; must have 1 to {most}")
+    strange = next((index for index, code in enumerate(request.codes) if code >= NUM_CODES), None)
+    if strange is not None:
+        checks.refuse(f"codes[{strange}]", f"is {request.codes[strange]}; must be 0 to {NUM_CODES - 1}")
+    checks.sampling(request.sampling, field="sampling")
+    checks.finish()
+    return Listening(codes=tuple(request.codes), seed=request.seed, sampling=_read_sampling(request.sampling))
+
+
+def read_draft(request: DraftRequest) -> Idea:
+    """Turn a request into an idea; raises InvalidRequestError."""
+    checks = Checks()
+    checks.text("query", request.query, max_chars=MAX_CAPTION_CHARS)
+    language = checks.language("vocal_language", request.vocal_language) if request.vocal_language else "unknown"
+    checks.sampling(request.sampling, field="sampling")
+    checks.finish()
+    return Idea(
+        query=request.query,
+        is_instrumental=request.instrumental,
+        vocal_language=None if language == "unknown" else language,
+        seed=request.seed,
+        sampling=_read_sampling(request.sampling),
+    )
+
+
+def read_polish(request: PolishRequest, *, max_duration_s: float) -> Rough:
+    """Turn a request into a text to write better; raises InvalidRequestError."""
+    checks = Checks()
+    checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
+    checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
+    metadata = checks.metadata(request.metadata, max_duration_s=max_duration_s)
+    checks.sampling(request.sampling, field="sampling")
+    checks.finish()
+    return Rough(
+        caption=request.caption,
+        lyrics=request.lyrics,
+        metadata=_read_metadata(metadata),
         seed=request.seed,
         sampling=_read_sampling(request.sampling),
     )

@@ -43,38 +43,33 @@ def test_dumps_the_trained_text(metadata: Metadata, text: str) -> None:
     assert cot.dump(metadata) == f"\n{text}\n"
 
 
-def test_parses_folded_lines_and_a_missing_end() -> None:
-    text = (
-        "<think>\nbpm: 168\ncaption: A calm\n  piano.\nduration: 122\nkeyscale: E♭ major\nlanguage: unknown\n"
-        "timesignature: 4\n<|im_end|>"
-    )
-    assert cot.parse(text) == Metadata(
-        bpm=168,
-        caption="A calm piano.",
-        duration_s=122,
-        key_scale="E♭ major",
-        vocal_language="unknown",
-        time_signature="4",
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "metadata"),
     [
-        ("<think>\nlanguage: 'no'\n</think>", Metadata(vocal_language="no")),
-        ("<think>\nlanguage: no\n</think>", Metadata(vocal_language="no")),
-        ("<think>\ncaption: 'it''s: late'\n</think>", Metadata(caption="it's: late")),
-        ("<think>\ncaption: Title: x\n</think>", Metadata(caption="Title: x")),
-        ("<think>\ncaption: 'tis late\n</think>", Metadata(caption="'tis late")),
-        ("<think>\ncaption: 'a': b\n</think>", Metadata(caption="'a': b")),
-        ("<think>\n\n</think>\n\n<|audio_code_3|>", Metadata()),
-        ("bpm: 90\n<|audio_code_3|>bpm: 80", Metadata(bpm=90)),
-        ("<think>\nbpm: fast\nduration: 9.5\ngenres: pop\nkeyscale:\n", Metadata()),
+        ("\nlanguage: 'no'\n", Metadata(vocal_language="no")),
+        ("\nlanguage: no\n", Metadata(vocal_language="no")),
+        ("\ncaption: 'it''s: late'\n", Metadata(caption="it's: late")),
+        ("\ncaption: 'it''s:\n  late'\n", Metadata(caption="it's: late")),
+        ('\ncaption: "tab\\tand \\\n  break"\n', Metadata(caption="tab\tand break")),
+        ("\ncaption: Title: x\n", Metadata(caption="Title: x")),
+        ("\ncaption: 'tis late\n", Metadata(caption="'tis late")),
+        ("\ncaption: 'a': b\n", Metadata(caption="'a': b")),
+        ("\ncaption: 'a' # b\n", Metadata(caption="'a' # b")),
+        ('\ncaption: "\\UFFFFFFFF"\n', Metadata(caption='"\\UFFFFFFFF"')),
+        ('\ncaption: "\\z"\n', Metadata(caption='"\\z"')),
+        ("\n\n", Metadata()),
+        ("bpm: 90\n", Metadata(bpm=90)),
+        ("\nbpm: fast\nduration: 9.5\ngenres: pop, rock\nkeyscale:\n", Metadata(genres="pop, rock")),
+        ("\nmood: sad\n  very\nbpm: 90\n", Metadata(bpm=90)),
         ("", Metadata()),
     ],
 )
 def test_parses_what_a_model_may_write(text: str, metadata: Metadata) -> None:
     assert cot.parse(text) == metadata
+
+
+def test_genres_are_never_told_to_the_model() -> None:
+    assert cot.dump(Metadata(bpm=90, genres="pop")) == "\nbpm: 90\n"
 
 
 captions = (

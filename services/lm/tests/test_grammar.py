@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundstage_lm import cot
+from soundstage_lm.answer import read_answer
 from soundstage_lm.brief import Metadata
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.rules import ThoughtRule
@@ -24,7 +25,7 @@ def grammar(qwen: PlannerTokenizer) -> Grammar:
 
 
 def rule(given: Metadata) -> ThoughtRule:
-    keys = [key for key in cot.KEYS if key not in ("caption", "language") or getattr(given, cot.KEYS[key])]
+    keys = [key for key in cot.KEYS if key not in ("caption", "genres", "language") or getattr(given, cot.KEYS[key])]
     return ThoughtRule(keys=tuple(keys), given=given)
 
 
@@ -136,7 +137,7 @@ def test_every_allowed_path_ends_in_legal_metadata(
         tokens.append(data.draw(st.sampled_from(allowed)))
         writing.advance(tokens[-1])
     text = checkpoint.tokenizer.decode(tokens)
-    written = cot.parse(text)
+    written = read_answer(checkpoint.tokenizer, tokens).metadata
     assert text.startswith("<think>\nbpm: ")
     assert text.endswith("\n<|im_end|>")
     assert written.bpm == fixed.bpm if fixed.bpm else written.bpm in range(30, 301)

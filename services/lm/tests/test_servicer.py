@@ -40,7 +40,7 @@ class Echo:
 
     async def compose(self, brief: Brief) -> AsyncGenerator[Plan | CodeRun, None]:
         self.heard = brief
-        yield Plan(metadata=brief.metadata, code_count=2)
+        yield Plan(metadata=brief.metadata, fields=(), code_count=2)
         yield CodeRun(first_code=0, codes=[5, 63_999])
 
 
@@ -54,7 +54,7 @@ class Stuck:
 
     async def compose(self, brief: Brief) -> AsyncGenerator[Plan | CodeRun, None]:
         try:
-            yield Plan(metadata=brief.metadata, code_count=1)
+            yield Plan(metadata=brief.metadata, fields=(), code_count=1)
             await asyncio.Event().wait()
         finally:
             self.closed.set()
@@ -90,7 +90,10 @@ def violations(error: grpc.aio.AioRpcError) -> dict[str, str]:
 
 async def test_answers_the_plan_then_exactly_its_codes(composer: Composer) -> None:
     async with serving(composer) as channel:
-        plan, *runs = await compose(channel, SONG)
+        *fields, plan = [piece async for piece in LmServiceStub(channel).Compose(SONG) if not piece.HasField("codes")]
+        pieces = await compose(channel, SONG)
+    assert pieces[: len(fields) + 1] == [*fields, plan]
+    runs = pieces[len(fields) + 1 :]
     codes: list[int] = []
     for run in runs:
         assert run.codes.first_code == len(codes)

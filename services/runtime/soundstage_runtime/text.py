@@ -13,3 +13,10 @@ def control_tokens(text: str) -> list[str]:
 def is_control_token(token: str) -> bool:
     """Say whether a tokenizer's added token is one that `control_tokens` finds."""
     return _CONTROL_TOKEN.fullmatch(token) is not None
+
+
+def without_control_tokens(text: str) -> str:
+    """Take the control tokens out of a text, and those that appear when others are gone."""
+    while found := _CONTROL_TOKEN.search(text):
+        text = text[: found.start()] + text[found.end() :]
+    return text

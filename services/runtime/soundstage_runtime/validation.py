@@ -1,12 +1,13 @@
 """Checks of request fields that more than one process makes. All violations of a request are gathered, then raised."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable
 
 from soundstage.type.v1.options_pb2 import DiffusionOptions, SamplingOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_runtime.errors import InvalidRequestError, Violation
-from soundstage_runtime.score import BPM_RANGE, DURATION_RANGE_S, KEY_SCALES, LANGUAGES, TIME_SIGNATURES
+from soundstage_runtime.score import BPM_RANGE, DURATION_RANGE_S, LANGUAGES, TIME_SIGNATURES
+from soundstage_runtime.spelling import spell_key_scale, spell_language, spell_time_signature
 from soundstage_runtime.text import control_tokens
 
 MAX_CAPTION_CHARS = 2048
@@ -41,26 +42,34 @@ class Checks:
         if not (math.isfinite(value) and low <= value <= high):
             self.refuse(field, f"is {value:g}; must be {low:g} to {high:g}")
 
-    def choice(self, field: str, value: str, choices: Collection[str], *, wanted: str) -> None:
-        """Keep a value among the choices that `wanted` describes."""
-        if value not in choices:
-            self.refuse(field, f"is {value[:40]!r}; must be {wanted}")
-
-    def metadata(self, metadata: SongMetadata, *, max_duration_s: float = DURATION_RANGE_S[1]) -> None:
-        """Check the fields of `metadata` that are set."""
+    def metadata(self, metadata: SongMetadata, *, max_duration_s: float = DURATION_RANGE_S[1]) -> SongMetadata:
+        """Check the fields of `metadata` that are set; return them spelled as the models know them."""
+        spelled = SongMetadata()
+        spelled.CopyFrom(metadata)
         if metadata.HasField("bpm"):
             self.number("metadata.bpm", metadata.bpm, *BPM_RANGE)
         if metadata.HasField("key_scale"):
-            wanted = "a note A to G, an optional #, b, ♯ or ♭, a space, and major or minor"
-            self.choice("metadata.key_scale", metadata.key_scale, KEY_SCALES, wanted=wanted)
+            wanted = "a note A to G, an optional #, b, ♯ or ♭, and major or minor"
+            spelled.key_scale = self._spelled("metadata.key_scale", metadata.key_scale, spell_key_scale, wanted)
         if metadata.HasField("time_signature"):
             wanted = "one of " + ", ".join(TIME_SIGNATURES)
-            self.choice("metadata.time_signature", metadata.time_signature, TIME_SIGNATURES, wanted=wanted)
+            found = self._spelled("metadata.time_signature", metadata.time_signature, spell_time_signature, wanted)
+            spelled.time_signature = found
         if metadata.HasField("vocal_language"):
-            wanted = "one of " + " ".join(LANGUAGES)
-            self.choice("metadata.vocal_language", metadata.vocal_language, LANGUAGES, wanted=wanted)
+            spelled.vocal_language = self.language("metadata.vocal_language", metadata.vocal_language)
         if metadata.HasField("duration_s"):
             self.number("metadata.duration_s", metadata.duration_s, DURATION_RANGE_S[0], max_duration_s)
+        return spelled
+
+    def language(self, field: str, value: str) -> str:
+        """Keep a language among those that can be sung; return it as the models spell it."""
+        return self._spelled(field, value, spell_language, "one of " + " ".join(LANGUAGES))
+
+    def _spelled(self, field: str, value: str, spell: Callable[[str], str | None], wanted: str) -> str:
+        found = spell(value)
+        if found is None:
+            self.refuse(field, f"is {value[:40]!r}; must be {wanted}")
+        return found or ""
 
     def sampling(self, sampling: SamplingOptions, *, field: str) -> None:
         """Check the fields of sampling options that are set."""

@@ -32,8 +32,7 @@ def test_every_bad_field_is_named_with_what_it_held_and_what_is_wanted() -> None
         "caption": "has 2049 characters; at most 2048",
         "lyrics": "holds the control token <|im_end|>; take it out",
         "metadata.bpm": "is 29; must be 30 to 300",
-        "metadata.key_scale": "is 'H major'; must be "
-        "a note A to G, an optional #, b, ♯ or ♭, a space, and major or minor",
+        "metadata.key_scale": "is 'H major'; must be a note A to G, an optional #, b, ♯ or ♭, and major or minor",
         "metadata.time_signature": "is '5'; must be one of 2, 3, 4, 6",
         "metadata.vocal_language": "is 'tlh'; must be one of " + " ".join(LANGUAGES),
         "metadata.duration_s": "is nan; must be 1 to 600",

@@ -127,9 +127,25 @@ class PlannerOptions(_message.Message):
 
     ENABLED_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    WRITE_METADATA_FIELD_NUMBER: _builtins.int
+    REWRITE_CAPTION_FIELD_NUMBER: _builtins.int
+    DETECT_LANGUAGE_FIELD_NUMBER: _builtins.int
     enabled: _builtins.bool
     """enabled lets the language model write missing metadata and the audio codes. When off, metadata.duration_s is
     required and the diffusion model works from the words alone. Default true.
+    """
+    write_metadata: _builtins.bool
+    """write_metadata lets the language model write the metadata that are missing. When off they stay missing, and
+    metadata.duration_s is required. Default true.
+    """
+    rewrite_caption: _builtins.bool
+    """rewrite_caption lets the language model write a caption of its own, which the diffusion model then works from. It
+    does so only where it writes metadata at all, that is when bpm, key_scale, time_signature or duration_s is missing.
+    Default true.
+    """
+    detect_language: _builtins.bool
+    """detect_language lets the language model name the vocal language if metadata has none, on the same condition.
+    Default true.
     """
     @_builtins.property
     def sampling(self) -> _options_pb2.SamplingOptions:
@@ -140,14 +156,30 @@ class PlannerOptions(_message.Message):
         *,
         enabled: _builtins.bool | None = ...,
         sampling: _options_pb2.SamplingOptions | None = ...,
+        write_metadata: _builtins.bool | None = ...,
+        rewrite_caption: _builtins.bool | None = ...,
+        detect_language: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_detect_language", b"_detect_language", "_enabled", b"_enabled", "_rewrite_caption", b"_rewrite_caption", "_write_metadata", b"_write_metadata", "detect_language", b"detect_language", "enabled", b"enabled", "rewrite_caption", b"rewrite_caption", "sampling", b"sampling", "write_metadata", b"write_metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "enabled", b"enabled", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_detect_language", b"_detect_language", "_enabled", b"_enabled", "_rewrite_caption", b"_rewrite_caption", "_write_metadata", b"_write_metadata", "detect_language", b"detect_language", "enabled", b"enabled", "rewrite_caption", b"rewrite_caption", "sampling", b"sampling", "write_metadata", b"write_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__detect_language: _TypeAlias = _typing.Literal["detect_language"]  # noqa: Y015
+    _WhichOneofArgType__detect_language: _TypeAlias = _typing.Literal["_detect_language", b"_detect_language"]  # noqa: Y015
     _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
     _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__rewrite_caption: _TypeAlias = _typing.Literal["rewrite_caption"]  # noqa: Y015
+    _WhichOneofArgType__rewrite_caption: _TypeAlias = _typing.Literal["_rewrite_caption", b"_rewrite_caption"]  # noqa: Y015
+    _WhichOneofReturnType__write_metadata: _TypeAlias = _typing.Literal["write_metadata"]  # noqa: Y015
+    _WhichOneofArgType__write_metadata: _TypeAlias = _typing.Literal["_write_metadata", b"_write_metadata"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__detect_language) -> _WhichOneofReturnType__detect_language | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rewrite_caption) -> _WhichOneofReturnType__rewrite_caption | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__write_metadata) -> _WhichOneofReturnType__write_metadata | None: ...
 
 Global___PlannerOptions: _TypeAlias = PlannerOptions  # noqa: Y015
 
@@ -277,21 +309,31 @@ class Plan(_message.Message):
 
     METADATA_FIELD_NUMBER: _builtins.int
     CODE_COUNT_FIELD_NUMBER: _builtins.int
+    CAPTION_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
     code_count: _builtins.int
     """code_count is how many audio codes the planner will write, five for every second; 0 without a planner."""
+    caption: _builtins.str
+    """caption is the planner's own; empty when it wrote none."""
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
         """metadata is complete: given by the request, written by the planner where it was silent."""
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[_score_pb2.PlanField]:
+        """fields says where each value comes from; empty without a planner."""
 
     def __init__(
         self,
         *,
         metadata: _score_pb2.SongMetadata | None = ...,
         code_count: _builtins.int = ...,
+        caption: _builtins.str = ...,
+        fields: _abc.Iterable[_score_pb2.PlanField] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_count", b"code_count", "metadata", b"metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "code_count", b"code_count", "fields", b"fields", "metadata", b"metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

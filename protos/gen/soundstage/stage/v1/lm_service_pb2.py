@@ -26,7 +26,7 @@ from soundstage.type.v1 import options_pb2 as soundstage_dot_type_dot_v1_dot_opt
 from soundstage.type.v1 import score_pb2 as soundstage_dot_type_dot_v1_dot_score__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$soundstage/stage/v1/lm_service.proto\x12\x13soundstage.stage.v1\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\"\xc5\x01\n\x0e\x43omposeRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x0c\n\x04seed\x18\x04 \x01(\r\x12\x35\n\x08sampling\x18\x05 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\t\"}\n\x0f\x43omposeResponse\x12\x30\n\x04plan\x18\x01 \x01(\x0b\x32 .soundstage.stage.v1.ComposePlanH\x00\x12/\n\x05\x63odes\x18\x02 \x01(\x0b\x32\x1e.soundstage.stage.v1.CodeChunkH\x00\x42\x07\n\x05\x65vent\"U\n\x0b\x43omposePlan\x12\x32\n\x08metadata\x18\x01 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x12\n\ncode_count\x18\x02 \x01(\r\".\n\tCodeChunk\x12\x12\n\nfirst_code\x18\x01 \x01(\r\x12\r\n\x05\x63odes\x18\x02 \x03(\r2c\n\tLmService\x12V\n\x07\x43ompose\x12#.soundstage.stage.v1.ComposeRequest\x1a$.soundstage.stage.v1.ComposeResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$soundstage/stage/v1/lm_service.proto\x12\x13soundstage.stage.v1\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\"\x83\x03\n\x0e\x43omposeRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x0c\n\x04seed\x18\x04 \x01(\r\x12\x35\n\x08sampling\x18\x05 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\t\x12\x18\n\x0bwrite_codes\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x1b\n\x0ewrite_metadata\x18\x08 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0frewrite_caption\x18\t \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0f\x64\x65tect_language\x18\n \x01(\x08H\x03\x88\x01\x01\x42\x0e\n\x0c_write_codesB\x11\n\x0f_write_metadataB\x12\n\x10_rewrite_captionB\x12\n\x10_detect_language\"\xad\x01\n\x0f\x43omposeResponse\x12\x30\n\x04plan\x18\x01 \x01(\x0b\x32 .soundstage.stage.v1.ComposePlanH\x00\x12/\n\x05\x63odes\x18\x02 \x01(\x0b\x32\x1e.soundstage.stage.v1.CodeChunkH\x00\x12.\n\x05\x66ield\x18\x03 \x01(\x0b\x32\x1d.soundstage.type.v1.PlanFieldH\x00\x42\x07\n\x05\x65vent\"\x95\x01\n\x0b\x43omposePlan\x12\x32\n\x08metadata\x18\x01 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x12\n\ncode_count\x18\x02 \x01(\r\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12-\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1d.soundstage.type.v1.PlanField\".\n\tCodeChunk\x12\x12\n\nfirst_code\x18\x01 \x01(\r\x12\r\n\x05\x63odes\x18\x02 \x03(\r\"\x82\x01\n\x11UnderstandRequest\x12\r\n\x05\x63odes\x18\x01 \x03(\r\x12\x35\n\x08sampling\x18\x02 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x0c\n\x04seed\x18\x03 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\"@\n\x12UnderstandResponse\x12*\n\x04text\x18\x01 \x01(\x0b\x32\x1c.soundstage.type.v1.SongText\"\xc3\x01\n\x0c\x44raftRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\x14\n\x0cinstrumental\x18\x02 \x01(\x08\x12\x1b\n\x0evocal_language\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x35\n\x08sampling\x18\x04 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x0c\n\x04seed\x18\x05 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\tB\x11\n\x0f_vocal_language\";\n\rDraftResponse\x12*\n\x04text\x18\x01 \x01(\x0b\x32\x1c.soundstage.type.v1.SongText\"\xc4\x01\n\rPolishRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x35\n\x08sampling\x18\x04 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x0c\n\x04seed\x18\x05 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x06 \x01(\t\"<\n\x0ePolishResponse\x12*\n\x04text\x18\x01 \x01(\x0b\x32\x1c.soundstage.type.v1.SongText2\xe5\x02\n\tLmService\x12V\n\x07\x43ompose\x12#.soundstage.stage.v1.ComposeRequest\x1a$.soundstage.stage.v1.ComposeResponse0\x01\x12]\n\nUnderstand\x12&.soundstage.stage.v1.UnderstandRequest\x1a\'.soundstage.stage.v1.UnderstandResponse\x12N\n\x05\x44raft\x12!.soundstage.stage.v1.DraftRequest\x1a\".soundstage.stage.v1.DraftResponse\x12Q\n\x06Polish\x12\".soundstage.stage.v1.PolishRequest\x1a#.soundstage.stage.v1.PolishResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,13 +34,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.stage.v1.lm_serv
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMPOSEREQUEST']._serialized_start=128
-  _globals['_COMPOSEREQUEST']._serialized_end=325
-  _globals['_COMPOSERESPONSE']._serialized_start=327
-  _globals['_COMPOSERESPONSE']._serialized_end=452
-  _globals['_COMPOSEPLAN']._serialized_start=454
-  _globals['_COMPOSEPLAN']._serialized_end=539
-  _globals['_CODECHUNK']._serialized_start=541
-  _globals['_CODECHUNK']._serialized_end=587
-  _globals['_LMSERVICE']._serialized_start=589
-  _globals['_LMSERVICE']._serialized_end=688
+  _globals['_COMPOSEREQUEST']._serialized_end=515
+  _globals['_COMPOSERESPONSE']._serialized_start=518
+  _globals['_COMPOSERESPONSE']._serialized_end=691
+  _globals['_COMPOSEPLAN']._serialized_start=694
+  _globals['_COMPOSEPLAN']._serialized_end=843
+  _globals['_CODECHUNK']._serialized_start=845
+  _globals['_CODECHUNK']._serialized_end=891
+  _globals['_UNDERSTANDREQUEST']._serialized_start=894
+  _globals['_UNDERSTANDREQUEST']._serialized_end=1024
+  _globals['_UNDERSTANDRESPONSE']._serialized_start=1026
+  _globals['_UNDERSTANDRESPONSE']._serialized_end=1090
+  _globals['_DRAFTREQUEST']._serialized_start=1093
+  _globals['_DRAFTREQUEST']._serialized_end=1288
+  _globals['_DRAFTRESPONSE']._serialized_start=1290
+  _globals['_DRAFTRESPONSE']._serialized_end=1349
+  _globals['_POLISHREQUEST']._serialized_start=1352
+  _globals['_POLISHREQUEST']._serialized_end=1548
+  _globals['_POLISHRESPONSE']._serialized_start=1550
+  _globals['_POLISHRESPONSE']._serialized_end=1610
+  _globals['_LMSERVICE']._serialized_start=1613
+  _globals['_LMSERVICE']._serialized_end=1970
 # @@protoc_insertion_point(module_scope)

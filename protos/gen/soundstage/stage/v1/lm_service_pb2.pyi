@@ -32,6 +32,10 @@ class ComposeRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    WRITE_CODES_FIELD_NUMBER: _builtins.int
+    WRITE_METADATA_FIELD_NUMBER: _builtins.int
+    REWRITE_CAPTION_FIELD_NUMBER: _builtins.int
+    DETECT_LANGUAGE_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     """caption describes the music."""
     lyrics: _builtins.str
@@ -40,10 +44,20 @@ class ComposeRequest(_message.Message):
     """seed starts the random draws: the same request and seed give the same plan, whatever else is served meanwhile."""
     model_fingerprint: _builtins.str
     """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    write_codes: _builtins.bool
+    """write_codes has the model write audio codes. When off the call ends with the plan. Default true."""
+    write_metadata: _builtins.bool
+    """write_metadata has the model write the metadata that are missing. When off they stay missing, and
+    metadata.duration_s is required if codes are written. Default true.
+    """
+    rewrite_caption: _builtins.bool
+    """rewrite_caption has the model write a caption of its own among the metadata. Default true."""
+    detect_language: _builtins.bool
+    """detect_language has the model write the vocal language among the metadata if there is none. Default true."""
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
         """metadata is what the user fixed. Fields left out are written by the model; when bpm, key_scale, time_signature
-        and duration_s are all there, the model writes no metadata at all.
+        and duration_s are all there, the model writes no metadata at all, no caption and no language either.
         """
 
     @_builtins.property
@@ -59,12 +73,31 @@ class ComposeRequest(_message.Message):
         seed: _builtins.int = ...,
         sampling: _options_pb2.SamplingOptions | None = ...,
         model_fingerprint: _builtins.str = ...,
+        write_codes: _builtins.bool | None = ...,
+        write_metadata: _builtins.bool | None = ...,
+        rewrite_caption: _builtins.bool | None = ...,
+        detect_language: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_detect_language", b"_detect_language", "_rewrite_caption", b"_rewrite_caption", "_write_codes", b"_write_codes", "_write_metadata", b"_write_metadata", "detect_language", b"detect_language", "metadata", b"metadata", "rewrite_caption", b"rewrite_caption", "sampling", b"sampling", "write_codes", b"write_codes", "write_metadata", b"write_metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "lyrics", b"lyrics", "metadata", b"metadata", "model_fingerprint", b"model_fingerprint", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_detect_language", b"_detect_language", "_rewrite_caption", b"_rewrite_caption", "_write_codes", b"_write_codes", "_write_metadata", b"_write_metadata", "caption", b"caption", "detect_language", b"detect_language", "lyrics", b"lyrics", "metadata", b"metadata", "model_fingerprint", b"model_fingerprint", "rewrite_caption", b"rewrite_caption", "sampling", b"sampling", "seed", b"seed", "write_codes", b"write_codes", "write_metadata", b"write_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__detect_language: _TypeAlias = _typing.Literal["detect_language"]  # noqa: Y015
+    _WhichOneofArgType__detect_language: _TypeAlias = _typing.Literal["_detect_language", b"_detect_language"]  # noqa: Y015
+    _WhichOneofReturnType__rewrite_caption: _TypeAlias = _typing.Literal["rewrite_caption"]  # noqa: Y015
+    _WhichOneofArgType__rewrite_caption: _TypeAlias = _typing.Literal["_rewrite_caption", b"_rewrite_caption"]  # noqa: Y015
+    _WhichOneofReturnType__write_codes: _TypeAlias = _typing.Literal["write_codes"]  # noqa: Y015
+    _WhichOneofArgType__write_codes: _TypeAlias = _typing.Literal["_write_codes", b"_write_codes"]  # noqa: Y015
+    _WhichOneofReturnType__write_metadata: _TypeAlias = _typing.Literal["write_metadata"]  # noqa: Y015
+    _WhichOneofArgType__write_metadata: _TypeAlias = _typing.Literal["_write_metadata", b"_write_metadata"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__detect_language) -> _WhichOneofReturnType__detect_language | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rewrite_caption) -> _WhichOneofReturnType__rewrite_caption | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__write_codes) -> _WhichOneofReturnType__write_codes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__write_metadata) -> _WhichOneofReturnType__write_metadata | None: ...
 
 Global___ComposeRequest: _TypeAlias = ComposeRequest  # noqa: Y015
 
@@ -76,25 +109,33 @@ class ComposeResponse(_message.Message):
 
     PLAN_FIELD_NUMBER: _builtins.int
     CODES_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plan(self) -> Global___ComposePlan:
-        """plan comes first, once."""
+        """plan comes once, after the fields."""
 
     @_builtins.property
     def codes(self) -> Global___CodeChunk:
         """codes follow, in order."""
+
+    @_builtins.property
+    def field(self) -> _score_pb2.PlanField:
+        """field comes first, once for every line of metadata that the model writes or is made to write, as it is settled.
+        None comes when the model writes no metadata.
+        """
 
     def __init__(
         self,
         *,
         plan: Global___ComposePlan | None = ...,
         codes: Global___CodeChunk | None = ...,
+        field: _score_pb2.PlanField | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "event", b"event", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "event", b"event", "field", b"field", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "event", b"event", "plan", b"plan"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "event", b"event", "field", b"field", "plan", b"plan"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["plan", "codes"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["plan", "codes", "field"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -108,21 +149,31 @@ class ComposePlan(_message.Message):
 
     METADATA_FIELD_NUMBER: _builtins.int
     CODE_COUNT_FIELD_NUMBER: _builtins.int
+    CAPTION_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
     code_count: _builtins.int
-    """code_count is how many codes follow: five for every second, rounded down."""
+    """code_count is how many codes follow: five for every second, rounded down; 0 when none are written."""
+    caption: _builtins.str
+    """caption is the model's own; empty when it wrote none."""
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
-        """metadata is complete: the user's values, and the model's where the user gave none."""
+        """metadata are the user's values, and the model's where the user gave none and it was asked to write them."""
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[_score_pb2.PlanField]:
+        """fields says where each value comes from, in the order of the model's thought."""
 
     def __init__(
         self,
         *,
         metadata: _score_pb2.SongMetadata | None = ...,
         code_count: _builtins.int = ...,
+        caption: _builtins.str = ...,
+        fields: _abc.Iterable[_score_pb2.PlanField] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_count", b"code_count", "metadata", b"metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "code_count", b"code_count", "fields", b"fields", "metadata", b"metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,3 +206,205 @@ class CodeChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CodeChunk: _TypeAlias = CodeChunk  # noqa: Y015
+
+@_typing.final
+class UnderstandRequest(_message.Message):
+    """UnderstandRequest asks for the description of a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """seed starts the random draws."""
+    model_fingerprint: _builtins.str
+    """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """codes are the song's audio codes, 0 to 63999, five for every second; at least one, at most 3000."""
+
+    @_builtins.property
+    def sampling(self) -> _options_pb2.SamplingOptions:
+        """sampling steers the draws; there is no guidance here."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_builtins.int] | None = ...,
+        sampling: _options_pb2.SamplingOptions | None = ...,
+        seed: _builtins.int = ...,
+        model_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "model_fingerprint", b"model_fingerprint", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnderstandRequest: _TypeAlias = UnderstandRequest  # noqa: Y015
+
+@_typing.final
+class UnderstandResponse(_message.Message):
+    """UnderstandResponse is the description."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def text(self) -> _score_pb2.SongText:
+        """text is the song in words. Its duration_s is that of the codes, at least 1."""
+
+    def __init__(
+        self,
+        *,
+        text: _score_pb2.SongText | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnderstandResponse: _TypeAlias = UnderstandResponse  # noqa: Y015
+
+@_typing.final
+class DraftRequest(_message.Message):
+    """DraftRequest asks for the text of a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    INSTRUMENTAL_FIELD_NUMBER: _builtins.int
+    VOCAL_LANGUAGE_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """query is the idea, in a few words; empty for any song. At most 2048 characters."""
+    instrumental: _builtins.bool
+    """instrumental asks for a song without a voice."""
+    vocal_language: _builtins.str
+    """vocal_language is the language to write the lyrics in; absent or "unknown" leaves it to the model."""
+    seed: _builtins.int
+    """seed starts the random draws."""
+    model_fingerprint: _builtins.str
+    """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    @_builtins.property
+    def sampling(self) -> _options_pb2.SamplingOptions:
+        """sampling steers the draws; there is no guidance here."""
+
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        instrumental: _builtins.bool = ...,
+        vocal_language: _builtins.str | None = ...,
+        sampling: _options_pb2.SamplingOptions | None = ...,
+        seed: _builtins.int = ...,
+        model_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_vocal_language", b"_vocal_language", "sampling", b"sampling", "vocal_language", b"vocal_language"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_vocal_language", b"_vocal_language", "instrumental", b"instrumental", "model_fingerprint", b"model_fingerprint", "query", b"query", "sampling", b"sampling", "seed", b"seed", "vocal_language", b"vocal_language"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__vocal_language: _TypeAlias = _typing.Literal["vocal_language"]  # noqa: Y015
+    _WhichOneofArgType__vocal_language: _TypeAlias = _typing.Literal["_vocal_language", b"_vocal_language"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vocal_language) -> _WhichOneofReturnType__vocal_language | None: ...
+
+Global___DraftRequest: _TypeAlias = DraftRequest  # noqa: Y015
+
+@_typing.final
+class DraftResponse(_message.Message):
+    """DraftResponse is the draft."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def text(self) -> _score_pb2.SongText:
+        """text is the song in words."""
+
+    def __init__(
+        self,
+        *,
+        text: _score_pb2.SongText | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftResponse: _TypeAlias = DraftResponse  # noqa: Y015
+
+@_typing.final
+class PolishRequest(_message.Message):
+    """PolishRequest asks for a better text of a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPTION_FIELD_NUMBER: _builtins.int
+    LYRICS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    caption: _builtins.str
+    """caption describes the music; empty for any. At most 2048 characters."""
+    lyrics: _builtins.str
+    """lyrics are the words sung; empty for an instrumental song. At most 8192 characters."""
+    seed: _builtins.int
+    """seed starts the random draws."""
+    model_fingerprint: _builtins.str
+    """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    @_builtins.property
+    def metadata(self) -> _score_pb2.SongMetadata:
+        """metadata is what must stay as it is."""
+
+    @_builtins.property
+    def sampling(self) -> _options_pb2.SamplingOptions:
+        """sampling steers the draws; there is no guidance here."""
+
+    def __init__(
+        self,
+        *,
+        caption: _builtins.str = ...,
+        lyrics: _builtins.str = ...,
+        metadata: _score_pb2.SongMetadata | None = ...,
+        sampling: _options_pb2.SamplingOptions | None = ...,
+        seed: _builtins.int = ...,
+        model_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "lyrics", b"lyrics", "metadata", b"metadata", "model_fingerprint", b"model_fingerprint", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolishRequest: _TypeAlias = PolishRequest  # noqa: Y015
+
+@_typing.final
+class PolishResponse(_message.Message):
+    """PolishResponse is the better text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def text(self) -> _score_pb2.SongText:
+        """text is the song in words."""
+
+    def __init__(
+        self,
+        *,
+        text: _score_pb2.SongText | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolishResponse: _TypeAlias = PolishResponse  # noqa: Y015

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class LmServiceStub(object):
-    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes.
+    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes, and that turns
+    codes, ideas and rough texts into the text of a song. Cancelling a call stops the model before its next token.
     """
 
     def __init__(self, channel):
@@ -40,15 +41,52 @@ class LmServiceStub(object):
                 request_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ComposeRequest.SerializeToString,
                 response_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ComposeResponse.FromString,
                 _registered_method=True)
+        self.Understand = channel.unary_unary(
+                '/soundstage.stage.v1.LmService/Understand',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.UnderstandRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.UnderstandResponse.FromString,
+                _registered_method=True)
+        self.Draft = channel.unary_unary(
+                '/soundstage.stage.v1.LmService/Draft',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.DraftRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.DraftResponse.FromString,
+                _registered_method=True)
+        self.Polish = channel.unary_unary(
+                '/soundstage.stage.v1.LmService/Polish',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishResponse.FromString,
+                _registered_method=True)
 
 
 class LmServiceServicer(object):
-    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes.
+    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes, and that turns
+    codes, ideas and rough texts into the text of a song. Cancelling a call stops the model before its next token.
     """
 
     def Compose(self, request, context):
-        """Compose plans one song. It answers one plan, then codes in playing order as they are drawn, and ends after the
-        last code. Cancelling stops the model before its next token.
+        """Compose plans one song. It answers the fields that the model writes, one by one, then the plan, then codes in
+        playing order as they are drawn, and ends after the last code.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Understand(self, request, context):
+        """Understand describes what audio codes sound like: caption, lyrics, metadata and genres.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Draft(self, request, context):
+        """Draft makes the text of a song of a few words.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Polish(self, request, context):
+        """Polish writes the text of a song better and adds the metadata that are missing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -62,6 +100,21 @@ def add_LmServiceServicer_to_server(servicer, server):
                     request_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ComposeRequest.FromString,
                     response_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ComposeResponse.SerializeToString,
             ),
+            'Understand': grpc.unary_unary_rpc_method_handler(
+                    servicer.Understand,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.UnderstandRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.UnderstandResponse.SerializeToString,
+            ),
+            'Draft': grpc.unary_unary_rpc_method_handler(
+                    servicer.Draft,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.DraftRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.DraftResponse.SerializeToString,
+            ),
+            'Polish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Polish,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'soundstage.stage.v1.LmService', rpc_method_handlers)
@@ -71,7 +124,8 @@ def add_LmServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LmService(object):
-    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes.
+    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes, and that turns
+    codes, ideas and rough texts into the text of a song. Cancelling a call stops the model before its next token.
     """
 
     @staticmethod
@@ -91,6 +145,87 @@ class LmService(object):
             '/soundstage.stage.v1.LmService/Compose',
             soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ComposeRequest.SerializeToString,
             soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ComposeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Understand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.LmService/Understand',
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.UnderstandRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.UnderstandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Draft(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.LmService/Draft',
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.DraftRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.DraftResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Polish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.LmService/Polish',
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,29 +27,47 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LmServiceStub:
-    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes."""
+    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes, and that turns
+    codes, ideas and rough texts into the text of a song. Cancelling a call stops the model before its next token.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LmServiceAsyncStub: ...
     Compose: _grpc.UnaryStreamMultiCallable[_lm_service_pb2.ComposeRequest, _lm_service_pb2.ComposeResponse]
-    """Compose plans one song. It answers one plan, then codes in playing order as they are drawn, and ends after the
-    last code. Cancelling stops the model before its next token.
+    """Compose plans one song. It answers the fields that the model writes, one by one, then the plan, then codes in
+    playing order as they are drawn, and ends after the last code.
     """
+    Understand: _grpc.UnaryUnaryMultiCallable[_lm_service_pb2.UnderstandRequest, _lm_service_pb2.UnderstandResponse]
+    """Understand describes what audio codes sound like: caption, lyrics, metadata and genres."""
+    Draft: _grpc.UnaryUnaryMultiCallable[_lm_service_pb2.DraftRequest, _lm_service_pb2.DraftResponse]
+    """Draft makes the text of a song of a few words."""
+    Polish: _grpc.UnaryUnaryMultiCallable[_lm_service_pb2.PolishRequest, _lm_service_pb2.PolishResponse]
+    """Polish writes the text of a song better and adds the metadata that are missing."""
 
 @_typing.type_check_only
 class LmServiceAsyncStub(LmServiceStub):
-    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes."""
+    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes, and that turns
+    codes, ideas and rough texts into the text of a song. Cancelling a call stops the model before its next token.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Compose: _aio.UnaryStreamMultiCallable[_lm_service_pb2.ComposeRequest, _lm_service_pb2.ComposeResponse]  # type: ignore[assignment]
-    """Compose plans one song. It answers one plan, then codes in playing order as they are drawn, and ends after the
-    last code. Cancelling stops the model before its next token.
+    """Compose plans one song. It answers the fields that the model writes, one by one, then the plan, then codes in
+    playing order as they are drawn, and ends after the last code.
     """
+    Understand: _aio.UnaryUnaryMultiCallable[_lm_service_pb2.UnderstandRequest, _lm_service_pb2.UnderstandResponse]  # type: ignore[assignment]
+    """Understand describes what audio codes sound like: caption, lyrics, metadata and genres."""
+    Draft: _aio.UnaryUnaryMultiCallable[_lm_service_pb2.DraftRequest, _lm_service_pb2.DraftResponse]  # type: ignore[assignment]
+    """Draft makes the text of a song of a few words."""
+    Polish: _aio.UnaryUnaryMultiCallable[_lm_service_pb2.PolishRequest, _lm_service_pb2.PolishResponse]  # type: ignore[assignment]
+    """Polish writes the text of a song better and adds the metadata that are missing."""
 
 class LmServiceServicer(metaclass=_abc_1.ABCMeta):
-    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes."""
+    """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes, and that turns
+    codes, ideas and rough texts into the text of a song. Cancelling a call stops the model before its next token.
+    """
 
     @_abc_1.abstractmethod
     def Compose(
@@ -57,8 +75,32 @@ class LmServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _lm_service_pb2.ComposeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_lm_service_pb2.ComposeResponse], _abc.AsyncIterator[_lm_service_pb2.ComposeResponse]]:
-        """Compose plans one song. It answers one plan, then codes in playing order as they are drawn, and ends after the
-        last code. Cancelling stops the model before its next token.
+        """Compose plans one song. It answers the fields that the model writes, one by one, then the plan, then codes in
+        playing order as they are drawn, and ends after the last code.
         """
+
+    @_abc_1.abstractmethod
+    def Understand(
+        self,
+        request: _lm_service_pb2.UnderstandRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lm_service_pb2.UnderstandResponse, _abc.Awaitable[_lm_service_pb2.UnderstandResponse]]:
+        """Understand describes what audio codes sound like: caption, lyrics, metadata and genres."""
+
+    @_abc_1.abstractmethod
+    def Draft(
+        self,
+        request: _lm_service_pb2.DraftRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lm_service_pb2.DraftResponse, _abc.Awaitable[_lm_service_pb2.DraftResponse]]:
+        """Draft makes the text of a song of a few words."""
+
+    @_abc_1.abstractmethod
+    def Polish(
+        self,
+        request: _lm_service_pb2.PolishRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lm_service_pb2.PolishResponse, _abc.Awaitable[_lm_service_pb2.PolishResponse]]:
+        """Polish writes the text of a song better and adds the metadata that are missing."""
 
 def add_LmServiceServicer_to_server(servicer: LmServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

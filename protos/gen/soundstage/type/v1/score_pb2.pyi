@@ -5,16 +5,41 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Origin:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Origin.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ORIGIN_UNSPECIFIED: _Origin.ValueType  # 0
+    """ORIGIN_UNSPECIFIED is never sent."""
+    ORIGIN_USER: _Origin.ValueType  # 1
+    """ORIGIN_USER is the request."""
+    ORIGIN_LM: _Origin.ValueType  # 2
+    """ORIGIN_LM is the language model."""
+
+class Origin(_Origin, metaclass=_OriginEnumTypeWrapper):
+    """Origin is who a value comes from."""
+
+ORIGIN_UNSPECIFIED: Origin.ValueType  # 0
+"""ORIGIN_UNSPECIFIED is never sent."""
+ORIGIN_USER: Origin.ValueType  # 1
+"""ORIGIN_USER is the request."""
+ORIGIN_LM: Origin.ValueType  # 2
+"""ORIGIN_LM is the language model."""
+Global___Origin: _TypeAlias = Origin  # noqa: Y015
 
 @_typing.final
 class SongMetadata(_message.Message):
@@ -30,9 +55,13 @@ class SongMetadata(_message.Message):
     bpm: _builtins.int
     """bpm is the tempo in beats a minute, 30 to 300."""
     key_scale: _builtins.str
-    """key_scale is a note A to G, an optional accidental (#, b, ♯ or ♭) and "major" or "minor": "F# minor"."""
+    """key_scale is a note A to G, an optional accidental (#, b, ♯ or ♭) and "major" or "minor": "F# minor". Requests may
+    write it in other ways ("Am", "C Major", "c# minor", "B♭ major"); answers hold this one.
+    """
     time_signature: _builtins.str
-    """time_signature is the number of beats in a bar: "2", "3", "4" or "6"."""
+    """time_signature is the number of beats in a bar: "2", "3", "4" or "6". Requests may write "2/4", "3/4", "4/4" and
+    "6/8"; answers hold the number.
+    """
     vocal_language: _builtins.str
     """vocal_language is the language sung, an ISO 639 code ("en", "yue") or "unknown"."""
     duration_s: _builtins.float
@@ -72,3 +101,71 @@ class SongMetadata(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__vocal_language) -> _WhichOneofReturnType__vocal_language | None: ...
 
 Global___SongMetadata: _TypeAlias = SongMetadata  # noqa: Y015
+
+@_typing.final
+class PlanField(_message.Message):
+    """PlanField is one settled field of a plan."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is "caption", or the field's name in SongMetadata: "bpm", "duration_s", "key_scale", "vocal_language",
+    "time_signature".
+    """
+    value: _builtins.str
+    """value is the text that the language model wrote or was told: "120", "F# minor". A duration is whole seconds here."""
+    origin: Global___Origin.ValueType
+    """origin is who the value comes from."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+        origin: Global___Origin.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "origin", b"origin", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanField: _TypeAlias = PlanField  # noqa: Y015
+
+@_typing.final
+class SongText(_message.Message):
+    """SongText is all that can be said of a song in words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPTION_FIELD_NUMBER: _builtins.int
+    LYRICS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    GENRES_FIELD_NUMBER: _builtins.int
+    caption: _builtins.str
+    """caption describes the music."""
+    lyrics: _builtins.str
+    """lyrics are the words sung, with section tags; "[Instrumental]" for none."""
+    genres: _builtins.str
+    """genres are the kinds of music it is, as the language model names them."""
+    @_builtins.property
+    def metadata(self) -> Global___SongMetadata:
+        """metadata is complete."""
+
+    def __init__(
+        self,
+        *,
+        caption: _builtins.str = ...,
+        lyrics: _builtins.str = ...,
+        metadata: Global___SongMetadata | None = ...,
+        genres: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "genres", b"genres", "lyrics", b"lyrics", "metadata", b"metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SongText: _TypeAlias = SongText  # noqa: Y015
