@@ -38,6 +38,11 @@ def worker() -> Iterator[Worker]:
 
 
 @pytest.fixture(scope="session")
+def byte_tokenizer(checkpoint: Checkpoint) -> PlannerTokenizer:
+    return checkpoint.tokenizer
+
+
+@pytest.fixture(scope="session")
 def byte_grammar(checkpoint: Checkpoint) -> Grammar:
     return Grammar(checkpoint.tokenizer, max_duration_s=600)
 

@@ -1,7 +1,16 @@
 import pytest
 
 from soundstage_lm.brief import Metadata
-from soundstage_lm.prompts import Prompt, codes_prompt, metadata_prompt, render, unguided_prompt
+from soundstage_lm.prompts import (
+    Prompt,
+    codes_prompt,
+    draft_prompt,
+    metadata_prompt,
+    polish_prompt,
+    render,
+    understand_prompt,
+    unguided_prompt,
+)
 from soundstage_lm.tokenizer import PlannerTokenizer
 
 HEAD = (
@@ -54,6 +63,44 @@ def test_prompts_have_qwens_ids(qwen: PlannerTokenizer, prompt: Prompt, count: i
     assert len(ids) == count
     assert ids[:16] == [int(word) for word in start.split()]
     assert ids[-len(tail.split()) :] == [int(word) for word in tail.split()]
+
+
+def turns(instruction: str, user: str) -> str:
+    system = f"<|im_start|>system\n# Instruction\n{instruction}\n\n<|im_end|>\n"
+    return f"{system}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+
+
+DRAFT = "Expand the user's input into a more detailed and specific musical description:"
+POLISH = "Format the user's input into a more detailed and specific musical description:"
+UNDERSTAND = "Understand the given musical conditions and describe the audio semantics accordingly:"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        (
+            draft_prompt("a soft lullaby", is_instrumental=False),
+            turns(DRAFT, "a soft lullaby\n\ninstrumental: false"),
+        ),
+        (draft_prompt(" \n", is_instrumental=True), turns(DRAFT, "NO USER INPUT\n\ninstrumental: true")),
+        (polish_prompt("x", ""), turns(POLISH, "# Caption\nx\n\n# Lyric\n[Instrumental]")),
+        (polish_prompt(" ", "la"), turns(POLISH, "# Caption\nNO USER INPUT\n\n# Lyric\nla")),
+        (understand_prompt([0, 63_999]), turns(UNDERSTAND, "<|audio_code_0|><|audio_code_63999|>")),
+    ],
+)
+def test_asks_for_the_text_of_songs_with_the_trained_bytes(prompt: Prompt, text: str) -> None:
+    assert render(prompt) == text
+
+
+def test_a_draft_is_asked_for_in_40_tokens(qwen: PlannerTokenizer) -> None:
+    assert len(qwen.encode_prompt(draft_prompt("a soft lullaby", is_instrumental=False))) == 40
+
+
+def test_codes_to_understand_are_the_whole_turn(qwen: PlannerTokenizer) -> None:
+    found = qwen.encode_prompt(understand_prompt([0, 63_999]))
+    user = found[: found.index(151669)]
+    assert found[len(user) :] == [151669, 215668, 151645, 198, 151644, 77091, 198]
+    assert qwen.decode(user).endswith("<|im_end|>\n<|im_start|>user\n")
 
 
 def test_control_tokens_in_a_users_words_stay_words(qwen: PlannerTokenizer) -> None:

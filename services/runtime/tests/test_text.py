@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundstage_runtime.text import control_tokens, is_control_token
+from soundstage_runtime.text import control_tokens, is_control_token, without_control_tokens
 
 TOKENS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|audio_code_0|>", "<think>", "</think>", "<tool_call>"]
 
@@ -32,3 +32,7 @@ def test_all_are_listed_in_order() -> None:
 
 def test_a_token_within_other_words_is_not_a_token_itself() -> None:
     assert not is_control_token("x<|im_end|>")
+
+
+def test_takes_control_tokens_out_until_none_is_left() -> None:
+    assert without_control_tokens("a<|im_<think>end|>b </th</think>ink>c <3") == "ab c <3"
