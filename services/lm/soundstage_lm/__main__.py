@@ -11,7 +11,7 @@ from soundstage_runtime.worker import Worker
 
 async def main(settings: LmSettings) -> None:
     """Load, and serve until SIGTERM."""
-    loaded = load_composer(settings, Worker("lm"))
+    loaded = await load_composer(settings, Worker("lm"))
     services = offer(
         loaded.composer,
         model=loaded.model,
@@ -19,7 +19,10 @@ async def main(settings: LmSettings) -> None:
         admission=Admission("songs", limit=settings.max_in_flight, max_waiting=settings.max_waiting),
         max_duration_s=settings.max_duration_s,
     )
-    await serve(settings, services, warm_up=warm_up)
+    try:
+        await serve(settings, services, warm_up=warm_up)
+    finally:
+        loaded.close()
 
 
 if __name__ == "__main__":

@@ -1,46 +1,128 @@
 """From settings to a planner on an engine."""
 
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+import torch
+
 from soundstage.stage.v1.stage_service_pb2 import StageModel
-from soundstage_device.device import choose_device, choose_dtype, dtype_name
+from soundstage_device.device import choose_device
 from soundstage_lm.composer import Composer
+from soundstage_lm.engine_choice import Card, choose_engine
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.settings import LmSettings
 from soundstage_lm.torch_engine import TorchWriter
-from soundstage_lm.weights import load_checkpoint
+from soundstage_lm.weights import Outline, load_checkpoint, load_outline
+from soundstage_lm.writer import Writer
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.worker import Worker
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A planner, what StageService says of it, and where it runs."""
+    """A planner, what StageService says of it, where it runs, and how to end its engine."""
 
     composer: Composer
     model: StageModel
     device: str
+    close: Callable[[], None]
 
 
-def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
-    """Load the planner that the settings name. Raises CheckpointError."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Engine:
+    writer: Writer
+    max_tokens: int
+    close: Callable[[], None]
+
+
+async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
+    """Load the planner that the settings name, on the engine that fits the device. Raises CheckpointError."""
+    folder = locate(settings.model)
+    outline = load_outline(folder)
+    grammar = Grammar(outline.tokenizer, max_duration_s=settings.max_duration_s)
     device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
-    checkpoint = load_checkpoint(locate(settings.model), device=device, dtype=dtype)
-    checkpoint.model.pack()
-    grammar = Grammar(checkpoint.tokenizer, max_duration_s=settings.max_duration_s)
+    choice = choose_engine(
+        _describe_card(device),
+        torch_arch_list=tuple(torch.cuda.get_arch_list()),
+        vllm_version=_find_vllm(),
+        asked=settings.engine,
+    )
+    report = _log.warning if choice.is_fallback else _log.info
+    report("engine_chosen", engine=choice.engine, asked=settings.engine, why=choice.reason)
+    if not choice.uses_card:
+        device = torch.device("cpu")
+    dtype = choice.dtype if settings.dtype == "auto" else settings.dtype
+    engine = None
+    if choice.engine == "vllm":
+        try:
+            engine = await _start_vllm(settings, folder, outline, grammar, device=device, dtype=dtype)
+        except Exception as error:  # whatever keeps vLLM from starting, PyTorch can plan
+            _log.warning("vllm_did_not_start", engine="torch", why=str(error) or type(error).__name__)
+    if engine is None:
+        checkpoint = load_checkpoint(folder, device=device, dtype=getattr(torch, dtype), outline=outline)
+        checkpoint.model.pack()
+        engine = _Engine(
+            writer=TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb),
+            max_tokens=outline.config.max_position_embeddings,
+            close=worker.close,
+        )
     composer = Composer(
-        TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb),
-        checkpoint.tokenizer,
-        fingerprint=checkpoint.fingerprint,
+        engine.writer,
+        outline.tokenizer,
+        fingerprint=outline.fingerprint,
         max_duration_s=settings.max_duration_s,
-        max_tokens=checkpoint.model.config.max_position_embeddings,
+        max_tokens=engine.max_tokens,
     )
     model = StageModel(
         name=Path(settings.model).name,
-        variant=checkpoint.variant,
-        model_fingerprint=checkpoint.fingerprint,
-        dtype=dtype_name(dtype),
+        variant=outline.variant,
+        model_fingerprint=outline.fingerprint,
+        dtype=dtype,
     )
-    return Loaded(composer=composer, model=model, device=str(device))
+    return Loaded(composer=composer, model=model, device=str(device), close=engine.close)
+
+
+async def _start_vllm(
+    settings: LmSettings, folder: Path, outline: Outline, grammar: Grammar, *, device: torch.device, dtype: str
+) -> _Engine:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Imported late: machines without vLLM never need it.
+    from soundstage_lm.vllm_engine.start import VllmOptions, start_writer
+
+    options = VllmOptions(
+        folder=folder,
+        device="cpu" if device.type == "cpu" else str(device.index or 0),
+        dtype=dtype,
+        max_duration_s=settings.max_duration_s,
+        max_texts=settings.max_in_flight,
+        kv_cache_bytes=int(settings.kv_cache_gb * 1e9),
+        timeout_s=settings.engine_timeout_s,
+    )
+    writer = await start_writer(options, outline.tokenizer, grammar)
+    return _Engine(writer=writer, max_tokens=writer.max_tokens, close=writer.close)
+
+
+def _describe_card(device: torch.device) -> Card:
+    if device.type != "cuda":
+        return Card()
+    card = torch.cuda.get_device_properties(device)
+    return Card(
+        capability=(card.major, card.minor), is_rocm=torch.version.hip is not None, memory_gb=card.total_memory / 2**30
+    )
+
+
+def _find_vllm() -> str | None:
+    """Return the version of the vLLM that is installed, whatever its build calls itself."""
+    if importlib.util.find_spec("vllm") is None:
+        return None
+    for name in importlib.metadata.packages_distributions().get("vllm", []):
+        return importlib.metadata.version(name)
+    return "of unknown version"

@@ -5,6 +5,8 @@ computed for allowed tokens. A draw takes one uniform number that depends on the
 song's codes do not depend on what else is being served.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soundstage_lm.brief import Sampling
+from soundstage_lm.writer import TokenSet
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
@@ -55,3 +58,17 @@ def draw(logits: Tensor, sampling: Sampling, number: float) -> int:
     score = falling[drawn]
     num_better = len(rising) - int(np.searchsorted(rising, score, side="right"))
     return int(np.flatnonzero(scores == score)[drawn - num_better])  # of equals the first comes first
+
+
+def choose(
+    logits: Tensor, allowed: TokenSet, *, written: Sequence[int], sampling: Sampling, seed: int, phase: int
+) -> int | None:
+    """Choose the token after `written` by guided logits [allowed]; None where none of them is finite."""
+    if not logits.isfinite().any():
+        return None
+    if allowed.is_greedy:
+        sampling = replace(sampling, temperature=0.0)
+    if sampling.repetition_penalty != 1:
+        is_written = torch.from_numpy(np.isin(allowed.ids, written)).to(logits.device)
+        logits = penalize(logits, is_written, sampling.repetition_penalty)
+    return int(allowed.ids[draw(logits, sampling, uniform(seed, phase, len(written)))])

@@ -9,11 +9,10 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
-import numpy as np
 import structlog
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from soundstage_lm.grammar import Grammar
 from soundstage_lm.model.cache import Span
 from soundstage_lm.model.head import Head
 from soundstage_lm.model.pages import PagePool, Row, count_pages
-from soundstage_lm.sampling import draw, guide, penalize, uniform
+from soundstage_lm.sampling import choose, guide
 from soundstage_lm.weights import Checkpoint
 from soundstage_lm.writer import Constraint, Text, TokenSet
 from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violation
@@ -258,16 +257,14 @@ class TorchWriter:
         guided = guide(logits[firsts], logits[lasts], torch.tensor(scales, device=logits.device)).cpu()
         alone = [index for index, wanted in enumerate(draws) if len(wanted.entry.branches) == 1]
         guided[alone] = logits[[firsts[index] for index in alone]].cpu()
-        return [_draw(wanted, row) for wanted, row in zip(draws, guided, strict=True)]
-
-
-def _draw(wanted: _Draw, logits: Tensor) -> int | None:
-    """Draw one of the allowed tokens by their logits [allowed]; None where none is finite."""
-    if not logits.isfinite().any():
-        return None
-    text, ids = wanted.entry.text, wanted.allowed.ids
-    sampling = replace(text.sampling, temperature=0.0) if wanted.allowed.is_greedy else text.sampling
-    if sampling.repetition_penalty != 1:
-        is_written = torch.from_numpy(np.isin(ids, wanted.written))
-        logits = penalize(logits, is_written, sampling.repetition_penalty)
-    return int(ids[draw(logits, sampling, uniform(text.seed, text.phase, len(wanted.written)))])
+        return [
+            choose(
+                row,
+                allowed,
+                written=wanted.written,
+                sampling=wanted.entry.text.sampling,
+                seed=wanted.entry.text.seed,
+                phase=wanted.entry.text.phase,
+            )
+            for wanted, row in zip(draws, guided, strict=True)
+        ]

@@ -32,6 +32,16 @@ _ASSUMED: Final[dict[str, tuple[Any, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """A planner without its weights."""
+
+    config: Qwen3Config
+    tokenizer: PlannerTokenizer
+    variant: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A loaded planner."""
 
@@ -41,26 +51,37 @@ class Checkpoint:
     fingerprint: str
 
 
-def load_checkpoint(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Checkpoint:
-    """Load configuration, tokenizer and weights. Raises CheckpointError naming what is wrong."""
+def load_outline(folder: Path) -> Outline:
+    """Load all but the weights. Raises CheckpointError naming what is wrong."""
     config = read_config(folder / _CONFIG)
     tokenizer = load_tokenizer(folder)
     if tokenizer.size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokenizer.size} tokens, the model only {config.vocab_size}"
         )
+    size = (config.hidden_size, config.num_hidden_layers)
+    return Outline(
+        config=config,
+        tokenizer=tokenizer,
+        variant=_SIZES.get(size, f"{size[0]}x{size[1]}"),
+        fingerprint=fingerprint([folder / _CONFIG, *weight_files(folder)]),
+    )
+
+
+def load_checkpoint(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, outline: Outline | None = None
+) -> Checkpoint:
+    """Load configuration, tokenizer and weights. Raises CheckpointError naming what is wrong."""
+    outline = outline or load_outline(folder)
+    config = outline.config
     tensors = {name.removeprefix("model."): tensor for name, tensor in read_weights(folder).items()}
     head = tensors.pop(_HEAD, None)
     if head is not None and not torch.equal(head, tensors.get("embed_tokens.weight", head[:0])):
         raise CheckpointError(f"{folder}: {_HEAD} is not the embedding that the configuration says it is tied to")
     fused = fuse(tensors, layers=config.num_hidden_layers)
     model = build(lambda: Qwen3(config), fused, where=str(folder), device=device, dtype=dtype)
-    size = (config.hidden_size, config.num_hidden_layers)
     return Checkpoint(
-        model=model,
-        tokenizer=tokenizer,
-        variant=_SIZES.get(size, f"{size[0]}x{size[1]}"),
-        fingerprint=fingerprint([folder / _CONFIG, *weight_files(folder)]),
+        model=model, tokenizer=outline.tokenizer, variant=outline.variant, fingerprint=outline.fingerprint
     )
 
 

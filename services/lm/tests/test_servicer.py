@@ -207,7 +207,7 @@ async def test_a_deadline_closes_the_song() -> None:
 
 
 async def test_describes_itself(tiny: Path, worker: Worker) -> None:
-    loaded = load_composer(load_settings(LmSettings, ["--model", str(tiny), "--device", "cpu"]), worker)
+    loaded = await load_composer(load_settings(LmSettings, ["--model", str(tiny), "--device", "cpu"]), worker)
     async with serving(loaded.composer, model=loaded.model) as channel:
         described = await StageServiceStub(channel).Describe(DescribeRequest())
     assert (described.stage, described.device, described.max_duration_s) == ("lm", "cpu", 600)

@@ -1,17 +1,16 @@
 """The choice of every token, made once for both requests of a text; the engine is left with nothing to choose."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import structlog
 import torch
 from torch import Tensor
 
 from soundstage_lm.grammar import Grammar
-from soundstage_lm.sampling import draw, guide, penalize, uniform
+from soundstage_lm.sampling import choose, guide
 from soundstage_lm.vllm_engine.ticket import Ticket
 from soundstage_lm.writer import Constraint, TokenSet
 
@@ -98,15 +97,14 @@ class _Text:
         sampling = self._ticket.sampling
         scores = [self._columns.take(row, allowed) for row in rows]
         chosen = guide(scores[0], scores[1], sampling.guidance_scale) if len(scores) > 1 else scores[0].float()
-        if bool(chosen.isnan().any()):
-            return None
-        if sampling.repetition_penalty != 1:
-            is_written = torch.from_numpy(np.isin(allowed.ids, self._tokens)).to(chosen.device)
-            chosen = penalize(chosen, is_written, sampling.repetition_penalty)
-        if allowed.is_greedy:
-            sampling = replace(sampling, temperature=0)
-        number = uniform(self._ticket.seed, self._ticket.phase, len(self._tokens))
-        return int(allowed.ids[draw(chosen, sampling, number)])
+        return choose(
+            chosen,
+            allowed,
+            written=self._tokens,
+            sampling=sampling,
+            seed=self._ticket.seed,
+            phase=self._ticket.phase,
+        )
 
 
 class _Columns:
