@@ -4,7 +4,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Final
 
-PAGE: Final = 128  # tokens
+PAGE: Final = 64  # tokens
 
 
 def count_pages(tokens: int) -> int:
