@@ -14,15 +14,21 @@ import pytest
 import pytest_asyncio
 import torch
 from safetensors.torch import load_file
+from structlog.testing import capture_logs
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from soundstage_lm.brief import Metadata, Sampling
+from soundstage_lm.brief import Brief, Metadata, Sampling
+from soundstage_lm.composer import Composer
+from soundstage_lm.engine import load_composer
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.rules import CodesRule, ThoughtRule
+from soundstage_lm.settings import LmSettings
 from soundstage_lm.tokenizer import PlannerTokenizer, load_tokenizer
 from soundstage_lm.torch_engine import TorchWriter
 from soundstage_lm.writer import Text
 from soundstage_runtime.errors import InvalidRequestError
+from soundstage_runtime.settings import load_settings
+from soundstage_runtime.worker import Worker
 
 if TYPE_CHECKING:
     from soundstage_lm.vllm_engine.start import VllmOptions
@@ -56,9 +62,7 @@ def options(tiny: Path) -> VllmOptions:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def vllm(
-    options: VllmOptions, tokenizer: PlannerTokenizer, byte_grammar: Grammar
-) -> AsyncIterator[VllmWriter]:
+async def vllm(options: VllmOptions, tokenizer: PlannerTokenizer, byte_grammar: Grammar) -> AsyncIterator[VllmWriter]:
     from soundstage_lm.vllm_engine.start import start_writer
 
     writer = await start_writer(options, tokenizer, byte_grammar)
@@ -151,9 +155,7 @@ async def test_thoughts_and_codes_are_written_side_by_side(
     vllm: VllmWriter, writer: TorchWriter, tokenizer: PlannerTokenizer
 ) -> None:
     rule = ThoughtRule(keys=("bpm", "duration", "keyscale", "timesignature"), given=Metadata(bpm=90))
-    thoughts = [
-        replace(codes_text(number, scale=1.0, sampling=Sampling()), rule=rule, phase=0) for number in range(4)
-    ]
+    thoughts = [replace(codes_text(number, scale=1.0, sampling=Sampling()), rule=rule, phase=0) for number in range(4)]
     texts = [*thoughts, *(codes_text(number, count=40) for number in range(4))]
     found = await asyncio.gather(*(collect(vllm.write(text)) for text in texts))
     assert found == await asyncio.gather(*(collect(writer.write(text)) for text in texts))
@@ -170,9 +172,7 @@ async def test_more_texts_than_the_engine_has_places_wait_their_turn(vllm: VllmW
     await assert_all_memory_is_free(vllm)
 
 
-async def test_texts_too_long_to_run_together_run_one_after_the_other(
-    vllm: VllmWriter, reference: Reference
-) -> None:
+async def test_texts_too_long_to_run_together_run_one_after_the_other(vllm: VllmWriter, reference: Reference) -> None:
     # Their answers are short, but each reserves more than half of the memory.
     prompt = tuple(random.Random(1).randrange(256) for _ in range(5000))
     texts = [replace(codes_text(number, count=5), prompts=(prompt[number:], prompt[:4500])) for number in range(3)]
@@ -202,7 +202,9 @@ async def test_cancelled_texts_leave_nothing_behind(vllm: VllmWriter, reference:
             await song
         return []
 
-    texts = [codes_text(number, scale=source.choice([1.0, 2.0]), count=source.choice([3, 60, 2000])) for number in range(60)]
+    texts = [
+        codes_text(number, scale=source.choice([1.0, 2.0]), count=source.choice([3, 60, 2000])) for number in range(60)
+    ]
     texts = [text if text.rule.max_tokens < 2000 else replace(text, seed=1) for text in texts]
     found: list[list[int]] = []
     for first in range(0, len(texts), 12):
@@ -298,3 +300,38 @@ async def test_a_start_that_takes_too_long_leaves_no_process(
     with pytest.raises(TimeoutError, match="not ready after 2 s"):
         await start_writer(replace(options, timeout_s=2.0), tokenizer, byte_grammar)
     assert multiprocessing.active_children() == before
+
+
+@pytest.fixture
+def arguments_of_the_process(tiny: Path) -> list[str]:
+    return ["--model", str(tiny), "--device", "cpu", "--engine", "vllm", "--kv-cache-gb", "0.02"]
+
+
+async def test_the_planner_on_vllm_plans_what_it_plans_on_torch(
+    arguments_of_the_process: list[str], composer: Composer, worker: Worker
+) -> None:
+    brief = Brief(
+        caption="chill lofi beats", lyrics="la la la", metadata=Metadata(duration_s=12), seed=7, sampling=Sampling()
+    )
+    loaded = await load_composer(load_settings(LmSettings, arguments_of_the_process), worker)
+    try:
+        found = [piece async for piece in loaded.composer.compose(brief)]
+    finally:
+        loaded.close()
+    assert (loaded.device, loaded.model.dtype) == ("cpu", "float32")
+    assert found == [piece async for piece in composer.compose(brief)]
+
+
+async def test_vllm_that_does_not_start_in_time_leaves_the_work_to_torch(
+    arguments_of_the_process: list[str], worker: Worker
+) -> None:
+    settings = load_settings(LmSettings, [*arguments_of_the_process, "--engine-timeout-s", "0.5"])
+    with capture_logs() as logs:
+        loaded = await load_composer(settings, worker)
+    assert [(log["event"], log["engine"]) for log in logs] == [
+        ("engine_chosen", "vllm"),
+        ("vllm_did_not_start", "torch"),
+    ]
+    assert logs[1]["why"] == "not ready after 0.5 s"
+    brief = Brief(caption="", lyrics="", metadata=Metadata(duration_s=1), seed=7, sampling=Sampling())
+    assert [piece async for piece in loaded.composer.compose(brief)]
