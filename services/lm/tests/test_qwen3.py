@@ -1,11 +1,12 @@
 """Our decoder beside transformers' on the same weights."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -89,3 +90,32 @@ def test_bfloat16_is_as_near_to_float32_as_transformers_is(tiny: Path, reference
     ours = run(model, [prompt], steps)[:, 0].float()
     # Both round at every operation, at slightly different places: their errors are alike, not equal.
     assert (ours - exact).square().mean() < 1.5 * (theirs - exact).square().mean()
+
+
+def test_a_prompt_in_pieces_is_the_prompt(checkpoint: Checkpoint) -> None:
+    prompts, steps = [random_tokens(2 * PAGE + 9, 1), random_tokens(SHORT, 2)], random_tokens(5, 3)
+    whole = run(checkpoint.model, prompts, steps)
+    for piece in (1, 16, PAGE):
+        torch.testing.assert_close(run(checkpoint.model, prompts, steps, piece=piece), whole, rtol=0, atol=TOLERANCE)
+
+
+def test_float16_holds_what_overflows_it(tiny: Path, tmp_path: Path, reference: Qwen3ForCausalLM) -> None:
+    # As in the released planners: an early MLP writes more than 1e6 to one channel of the residual stream.
+    weights = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    weights["model.layers.0.mlp.down_proj.weight"][3] *= 1e6
+    huge = Qwen3ForCausalLM(reference.config).eval().requires_grad_(False)
+    huge.load_state_dict(weights)
+    prompt = torch.tensor([random_tokens(LONG, 1)])
+    residual = huge.model(prompt, output_hidden_states=True).hidden_states[1]
+    assert residual.abs().max() > 1e6
+    half = Qwen3ForCausalLM(reference.config).eval()
+    half.load_state_dict(weights)
+    torch.nn.Module.to(half, torch.float16)
+    assert not half(prompt).logits.isfinite().all()
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in huge.model.state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = load_checkpoint(tmp_path, device=torch.device("cpu"), dtype=torch.float16).model
+    found, wanted = run(model, prompt.tolist(), []).float()[0, 0], huge(prompt).logits[0, -1]
+    # float16 has 11 bits: each rounding is off by up to 5e-4, and two layers round a few dozen times.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=float(1e-2 * wanted.abs().max()))

@@ -1,5 +1,7 @@
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,3 +88,30 @@ def test_draws_one_of_the_kept_whatever_the_options(
 def test_numbers_depend_on_seed_phase_and_position_and_never_change() -> None:
     found = [uniform(0, 0, 0), uniform(1, 0, 0), uniform(0, 1, 0), uniform(0, 0, 1), uniform(2**32 - 1, 1, 2999)]
     assert found == GOLDEN
+
+
+@settings(deadline=None)
+@given(
+    logits=st.lists(st.sampled_from([-2.0, -0.5, 0.0, -0.0, 0.25, 3.0]) | st.floats(-9, 9, width=32), min_size=1),
+    top_k=st.integers(0, 9),
+    top_p=st.floats(0.05, 1),
+    number=st.floats(0, 1, exclude_max=True),
+)
+def test_draws_what_sorting_everything_would(logits: list[float], top_k: int, top_p: float, number: float) -> None:
+    scores = torch.tensor(logits)
+    order = sorted(range(len(logits)), key=lambda index: -logits[index])[: top_k or None]  # stable: equals by index
+    mass = [math.exp((float(scores[index]) - max(logits)) / 0.7) for index in order]
+    sums = np.cumsum(mass)
+    kept = next(place for place, total in enumerate(sums) if total >= top_p * sums[-1])
+    drawn = next((place for place, total in enumerate(sums) if total > number * sums[kept]), kept)
+    sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p)
+    assert draw(scores, sampling, number) == order[min(drawn, kept)]
+
+
+def test_a_nan_is_never_drawn() -> None:
+    logits = torch.tensor([torch.nan, 0.0, torch.nan, 1.0, -torch.inf])
+    assert {draw(logits, PLAIN, index / 100) for index in range(100)} == {1, 3}
+
+
+def test_infinite_mass_is_drawn() -> None:
+    assert {draw(torch.tensor([0.0, torch.inf, 1.0]), PLAIN, index / 100) for index in range(100)} == {1}
