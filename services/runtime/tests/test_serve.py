@@ -14,7 +14,16 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, ComposeResponse
+from soundstage.stage.v1.lm_service_pb2 import (
+    ComposeRequest,
+    ComposeResponse,
+    DraftRequest,
+    DraftResponse,
+    PolishRequest,
+    PolishResponse,
+    UnderstandRequest,
+    UnderstandResponse,
+)
 from soundstage.stage.v1.lm_service_pb2_grpc import (
     LmServiceServicer,
     LmServiceStub,
@@ -44,6 +53,16 @@ class Slow(LmServiceServicer):
             yield ComposeResponse()
         finally:
             self.is_closed = True
+
+    # Nobody asks for these; the service has them.
+    async def Understand(self, request: UnderstandRequest, context: Context) -> UnderstandResponse:
+        return UnderstandResponse()
+
+    async def Draft(self, request: DraftRequest, context: Context) -> DraftResponse:
+        return DraftResponse()
+
+    async def Polish(self, request: PolishRequest, context: Context) -> PolishResponse:
+        return PolishResponse()
 
 
 def offer(servicer: LmServiceServicer) -> list[Service]:
