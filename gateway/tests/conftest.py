@@ -65,6 +65,11 @@ class Steady:
             codes = [(request.seed + code) % 64000 for code in range(first, min(first + 5, plan.code_count))]
             yield ComposeResponse(codes=CodeChunk(first_code=first, codes=codes))
 
+    async def Understand(self, request: Any, context: Context) -> Any:
+        raise AssertionError("the gateway does not ask for texts yet")
+
+    Draft = Polish = Understand
+
     async def Denoise(self, request: DenoiseRequest, context: Context) -> AsyncIterator[DenoiseResponse]:
         self.requests.append(request)
         self.note(context)

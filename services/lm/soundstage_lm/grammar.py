@@ -124,7 +124,7 @@ class Writing:
     @property
     def allowed(self) -> TokenSet | None:
         """See Constraint."""
-        return self._part and self._part.allowed
+        return self._part.allowed if self._part else None
 
     def advance(self, token: int) -> None:
         """Take the next token, one of `allowed`."""

@@ -55,8 +55,6 @@ class _Place(Enum):
 class Prose:
     """One value of free text; it ends with the line after which what follows it begins."""
 
-    is_whole: Final = False  # only what follows ends it
-
     def __init__(self, words: Words, follows: TokenSet, or_on: TokenSet, *, max_tokens: int, max_chars: int) -> None:
         """Take what may follow, alone and together with the space that goes on in another line."""
         self._words, self._follows, self._or_on = words, follows, or_on
@@ -75,6 +73,11 @@ class Prose:
                 return self._words.going_on if self._has_room else self._words.line_end
             case _Place.ENDED:
                 return self._or_on if self._has_room else self._follows
+
+    @property
+    def is_whole(self) -> bool:
+        """Never: only what follows ends prose."""
+        return False
 
     def take(self, token: int) -> bool:
         """Go on with one of `allowed`; answer False when the token is no longer prose."""
