@@ -16,7 +16,8 @@ test: .venv/ready ## run the tests that need Python alone
 test-node: .venv/ready clients/node/node_modules ## run the tests that need Node.js and npm
 	$(BIN)/pytest -m "node and not gpu"
 
-test-vllm: .venv-vllm/ready ## run the tests that need vLLM, on the CPU
+test-vllm: .venv/ready .venv-vllm/ready ## type-check and test what needs vLLM, on the CPU
+	$(BIN)/pyright --project services/lm/pyright-vllm.json
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm -W default services/lm
 
 test-all: test test-node test-vllm ## run all tests

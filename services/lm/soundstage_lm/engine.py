@@ -13,7 +13,7 @@ import torch
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_device.device import choose_device
 from soundstage_lm.composer import Composer
-from soundstage_lm.engine_choice import Card, choose_engine
+from soundstage_lm.engine_choice import Card, DtypeChoice, choose_engine
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.settings import LmSettings
 from soundstage_lm.torch_engine import TorchWriter
@@ -90,7 +90,7 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
 
 
 async def _start_vllm(
-    settings: LmSettings, folder: Path, outline: Outline, grammar: Grammar, *, device: torch.device, dtype: str
+    settings: LmSettings, folder: Path, outline: Outline, grammar: Grammar, *, device: torch.device, dtype: DtypeChoice
 ) -> _Engine:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import random
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -93,6 +94,11 @@ class Reference:
             tokens.append(self._first + int(scores.argmax()))
             pending = [tokens[-1:]] * len(pending)
         return tokens
+
+    def largest_residual(self, text: Text) -> float:
+        """Measure what flows between the layers."""
+        states = self._model(torch.tensor([text.prompts[0]]), output_hidden_states=True).hidden_states[:-1]
+        return max(float(state.abs().max()) for state in states)
 
 
 @pytest.fixture(scope="module")
@@ -335,3 +341,25 @@ async def test_vllm_that_does_not_start_in_time_leaves_the_work_to_torch(
     assert logs[1]["why"] == "not ready after 0.5 s"
     brief = Brief(caption="", lyrics="", metadata=Metadata(duration_s=1), seed=7, sampling=Sampling())
     assert [piece async for piece in loaded.composer.compose(brief)]
+
+
+async def test_a_residual_stream_beyond_float16_is_served_in_float16(
+    options: VllmOptions, tiny: Path, tokenizer: PlannerTokenizer, byte_grammar: Grammar, tmp_path: Path
+) -> None:
+    from soundstage_lm.vllm_engine.start import start_writer
+
+    folder = tmp_path / "large"
+    shutil.copytree(tiny, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["layers.0.mlp.up_proj.weight"] *= 50_000
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    reference = Reference(folder, tokenizer.code_ids.tolist())
+    text = codes_text(2, count=20)
+    assert reference.largest_residual(text) > 5 * torch.finfo(torch.float16).max
+    writer = await start_writer(replace(options, folder=folder, dtype="float16"), tokenizer, byte_grammar)
+    try:
+        found = await collect(writer.write(text))
+    finally:
+        writer.close()
+    # Only ties within float16's precision may fall otherwise, and this text has none.
+    assert found == reference.write(text, 20)

@@ -1,7 +1,7 @@
 """The planner's network in vLLM: Qwen3 with the released names, and a residual stream that float16 can hold."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -20,8 +20,9 @@ class Planner(Qwen3ForCausalLM):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self._shrink = _SHRINK if vllm_config.model_config.dtype is torch.float16 else 1
-        norms = [self.model.norm]
-        for layer in self.model.layers:
+        layers: Any = self.model.layers
+        norms: list[Any] = [self.model.norm]
+        for layer in layers:
             norms += [layer.input_layernorm, layer.post_attention_layernorm]
         for norm in norms:
             norm.variance_epsilon /= self._shrink**2

@@ -35,7 +35,8 @@ class TextProcessor(RowProcessor, SlotProcessor):
     def __init__(self, vllm_config: VllmConfig, *runner: Any) -> None:
         """The older runner hands over a device and whether memory is pinned, the newer one its requests' states."""
         tokenizer = load_tokenizer(Path(vllm_config.model_config.model))
-        grammar = Grammar(tokenizer, max_duration_s=vllm_config.additional_config[MAX_DURATION])
+        ours: Any = vllm_config.additional_config
+        grammar = Grammar(tokenizer, max_duration_s=ours[MAX_DURATION])
         self._forcing = Forcing(grammar, halt=tokenizer.token_id(HALT))
         self._states: LogitsProcRequestState | None = runner[0] if len(runner) == 1 else None
         self._members: dict[int, _Member] = {}

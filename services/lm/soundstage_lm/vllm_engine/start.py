@@ -11,6 +11,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from soundstage_lm.brief import Metadata, Sampling
+from soundstage_lm.engine_choice import DtypeChoice
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.prompts import Control, codes_prompt, unguided_prompt
 from soundstage_lm.rules import CodesRule
@@ -32,7 +33,7 @@ class VllmOptions:
 
     folder: Path
     device: str
-    dtype: str
+    dtype: DtypeChoice
     max_duration_s: int
     max_texts: int
     kv_cache_bytes: int

@@ -62,27 +62,29 @@ class VllmWriter:
         """Yield the tokens of a text as they are drawn; see Writer."""
         self._check_room(text)
         constraint = self._grammar.begin(text.rule)
-        if constraint.allowed is None:
+        allowed = constraint.allowed
+        if allowed is None:
             return
         self._num_live += 1
         name = uuid4().hex
-        first: Role = "conditional" if len(text.prompts) > 1 else "alone"
-        partner = asyncio.create_task(self._write_unheard(text, name)) if len(text.prompts) > 1 else None
+        is_guided = len(text.prompts) == 2
+        role: Role = "conditional" if is_guided else "alone"
+        partner = asyncio.create_task(self._write_unheard(text, name)) if is_guided else None
         tokens: list[int] = []
         try:
-            async with aclosing(self._request(text, name, first, text.prompts[0])) as arrivals:
+            async with aclosing(self._request(text, name, role)) as arrivals:
                 async for token in arrivals:
-                    allowed = constraint.allowed
                     if allowed is None or not _is_in(allowed, token):
                         raise OutOfStepError(f"the engine wrote a token that is not allowed after {len(tokens)}")
                     constraint.advance(token)
+                    allowed = constraint.allowed
                     tokens.append(token)
-                    if constraint.allowed is None and partner is not None:
+                    if allowed is None and partner is not None:
                         async with asyncio.timeout(_PARTNER_DEADLINE_S):
                             if await partner != tokens:
                                 raise OutOfStepError("the two requests of a guided text hold different tokens")
                     yield token
-            if constraint.allowed is not None:
+            if allowed is not None:
                 raise OutOfStepError(f"the engine ended a text early, after {len(tokens)} tokens")
         except EngineDeadError as error:
             raise EngineLostError("the planner's engine has died") from error
@@ -95,10 +97,10 @@ class VllmWriter:
 
     async def _write_unheard(self, text: Text, name: str) -> list[int]:
         """Follow the unconditional request, whose tokens are the other's."""
-        async with aclosing(self._request(text, name, "unconditional", text.prompts[1])) as tokens:
+        async with aclosing(self._request(text, name, "unconditional")) as tokens:
             return [token async for token in tokens]
 
-    async def _request(self, text: Text, name: str, role: Role, prompt: tuple[int, ...]) -> AsyncGenerator[int, None]:
+    async def _request(self, text: Text, name: str, role: Role) -> AsyncGenerator[int, None]:
         ticket = Ticket(text=name, role=role, rule=text.rule, sampling=text.sampling, seed=text.seed, phase=text.phase)
         params = SamplingParams(
             temperature=0.0,  # what is left to choose is one token
@@ -109,8 +111,8 @@ class VllmWriter:
             output_kind=RequestOutputKind.FINAL_ONLY if role == "unconditional" else RequestOutputKind.DELTA,
             extra_args=to_extra_args(ticket),
         )
-        prompt_tokens = TokensPrompt(prompt_token_ids=list(prompt))
-        async with aclosing(self.engine.generate(prompt_tokens, params, f"{name}-{role}")) as outputs:
+        prompt = TokensPrompt(prompt_token_ids=list(text.prompts[1 if role == "unconditional" else 0]))
+        async with aclosing(self.engine.generate(prompt, params, f"{name}-{role}")) as outputs:
             async for output in outputs:
                 for token in output.outputs[0].token_ids:
                     yield token
