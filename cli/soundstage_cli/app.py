@@ -13,6 +13,7 @@ from rich.live import Live
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
+from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.demo import DemoFailedError, run_demo
 from soundstage_cli.generate import generate as make_song
 from soundstage_cli.models import Models, find_models
@@ -25,6 +26,7 @@ _SAMPLE_FORMATS = {"s16": SAMPLE_FORMAT_S16, "f32": SAMPLE_FORMAT_F32}
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Music in stages.")
 models_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
 app.add_typer(models_app, name="models")
+app.add_typer(bench_app, name="bench")
 
 console = Console(stderr=True)
 

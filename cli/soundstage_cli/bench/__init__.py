@@ -1,0 +1,1 @@
+"""Measurements, each against another way to do the same on the same machine."""

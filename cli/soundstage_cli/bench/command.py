@@ -1,0 +1,64 @@
+"""`soundstage bench`."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure this machine."""
+
+
+@app.command()
+def lm(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the figures")] = Path("bench"),
+    size: Annotated[str, typer.Option(help="0.6B or tiny: the shape of the random planner")] = "0.6B",
+    engine: Annotated[list[str] | None, typer.Option(help="torch or vllm; may be repeated")] = None,
+    songs: Annotated[list[int] | None, typer.Option(min=1, help="songs at once; may be repeated")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 5,
+    codes: Annotated[int, typer.Option(min=10, max=3000, help="codes of a song")] = 100,
+    threads: Annotated[int, typer.Option(min=1, help="of each engine")] = 2,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
+    cache: Annotated[Path, typer.Option(help="where the random planner is kept: 1.3 GB")] = Path(".bench"),
+    vllm_python: Annotated[Path, typer.Option(help="an interpreter that has vLLM")] = Path(sys.executable),
+) -> None:
+    """Measure how fast songs are planned, against transformers' generate with guidance."""
+    from soundstage_cli.bench.lm import SHAPES, Plan, Run, measure  # torch and transformers take seconds to import
+    from soundstage_cli.bench.report import make_table, summarize, write_report
+    from soundstage_cli.bench.stage import StageDiedError
+
+    if size not in SHAPES:
+        raise typer.BadParameter(f"is {size!r}; must be one of {', '.join(SHAPES)}", param_hint="--size")
+    plan = Plan(
+        size=size,
+        engines=engine or ["torch"],
+        songs=songs or [1, 4, 8],
+        rounds=rounds,
+        num_codes=codes,
+        threads=threads,
+        dtype=dtype,
+        cache=cache,
+        vllm_python=vllm_python,
+    )
+    console = Console(stderr=True)
+    runs: list[Run] = []
+
+    async def collect() -> None:
+        async for run in measure(plan, lambda line: console.print(line, highlight=False)):
+            runs.append(run)
+
+    try:
+        asyncio.run(collect())
+    except StageDiedError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    Console().print(make_table(summarize(runs)))
+    for path in write_report(output, plan, runs):
+        console.print(f"wrote {path}", highlight=False)

@@ -1,0 +1,53 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from soundstage_cli.app import app
+from soundstage_cli.bench.lm import Run
+from soundstage_cli.bench.report import summarize
+
+
+def make_run(engine: str, number: int, rate: float, songs: int = 1) -> Run:
+    return Run(engine=engine, songs=songs, round=number, codes_per_s=rate, first_code_s=1.0)
+
+
+def test_measures_a_tiny_planner_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    options = ["--size", "tiny", "--rounds", "1", "--codes", "20", "--threads", "1", "--dtype", "float32"]
+    folders = ["--output", str(tmp_path / "figures"), "--cache", str(tmp_path / "cache")]
+    done = CliRunner().invoke(app, ["bench", "lm", *options, *folders, "--songs", "1", "--songs", "2"])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "figures" / "lm.json").read_text())
+    assert [(run["engine"], run["songs"]) for run in report["runs"]] == [
+        ("transformers", 1),
+        ("torch", 1),
+        ("torch", 2),
+    ]
+    assert all(run["codes_per_s"] > 0 and run["first_code_s"] > 0 for run in report["runs"])
+    assert (tmp_path / "figures" / "lm.png").read_bytes().startswith(b"\x89PNG")
+    assert "songs at once" in done.output
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    # The machine halves its speed between the rounds; the engine is three times as fast in both.
+    runs = [
+        make_run(name, number, rate / number)
+        for number in (1, 2)
+        for name, rate in (("transformers", 5.0), ("torch", 15.0))
+    ]
+    base, torch = summarize(runs)
+    assert (torch.ratio.least, torch.ratio.most) == (3.0, 3.0)
+    assert (base.codes_per_s.least, base.codes_per_s.median, base.codes_per_s.most) == (2.5, 3.75, 5.0)
+
+
+def test_says_why_an_engine_cannot_be_measured(tmp_path: Path) -> None:
+    options = ["--size", "tiny", "--engine", "vllm", "--rounds", "1", "--dtype", "float32", "--cache", str(tmp_path)]
+    done = CliRunner().invoke(app, ["bench", "lm", *options])
+    assert done.exit_code == 1
+    assert "runs on torch, not on vllm" in done.output
+
+
+def test_refuses_a_size_it_does_not_know() -> None:
+    assert CliRunner().invoke(app, ["bench", "lm", "--size", "9B"]).exit_code == 2
