@@ -37,8 +37,9 @@ class KvCache:
         self, *, layers: int, pages: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         shape = (pages, kv_heads, PAGE, head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        # Not filled with zeros: on a CPU, memory that is never written to costs nothing.
+        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
 
     def move(self, moves: Sequence[tuple[int, int]]) -> None:
         """Copy pages, one after another, each from and to."""
