@@ -26,6 +26,7 @@ class PagePool:
         self.num_pages = num_pages
         self._free = list(range(num_pages))  # a heap
         self._owners: list[Row | None] = [None] * num_pages
+        self._last = -1  # no page after this one is in use
 
     @property
     def num_used(self) -> int:
@@ -37,6 +38,7 @@ class PagePool:
         taken = [heapq.heappop(self._free) for _ in range(count_pages(tokens) - len(row.pages))]
         for page in taken:
             self._owners[page] = row
+        self._last = max([self._last, *taken])
         row.pages += taken
         return taken
 
@@ -50,15 +52,13 @@ class PagePool:
     def compact(self, most: int) -> list[tuple[int, int]]:
         """Close up to `most` gaps with the last pages in use; returns what is to be copied, from and to."""
         moves: list[tuple[int, int]] = []
-        last = self.num_pages - 1
-        while len(moves) < most:
-            while last >= 0 and self._owners[last] is None:
-                last -= 1
-            if not self._free or self._free[0] > last:
-                break
-            row, target = self._owners[last], heapq.heapreplace(self._free, last)
+        while True:
+            while self._last >= 0 and self._owners[self._last] is None:
+                self._last -= 1
+            if len(moves) == most or not self._free or self._free[0] > self._last:
+                return moves
+            row, target = self._owners[self._last], heapq.heapreplace(self._free, self._last)
             assert row is not None
-            row.pages[row.pages.index(last)] = target
-            self._owners[last], self._owners[target] = None, row
-            moves.append((last, target))
-        return moves
+            row.pages[row.pages.index(self._last)] = target
+            self._owners[self._last], self._owners[target] = None, row
+            moves.append((self._last, target))
