@@ -1,5 +1,6 @@
 """The planner's modes: which texts a request takes, and what is made of them, whatever engine writes them."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import fields, replace
@@ -47,17 +48,17 @@ class Composer:
         is_thinking = brief.write_metadata and not brief.metadata.is_complete
         if brief.write_codes and not is_thinking and brief.metadata.duration_s is None:
             raise _refusal("metadata.duration_s", "is not set; it is needed for codes when write_metadata is false")
-        self._check_room(brief, is_thinking=is_thinking)
+        await self._check_room(brief, is_thinking=is_thinking)
         metadata, settled = brief.metadata, _given_fields(brief.metadata)
         if is_thinking:
             settled = ()
             async with aclosing(self._think(brief)) as pieces:
                 async for piece in pieces:
-                    if isinstance(piece, Field):
+                    if isinstance(piece, Metadata):
+                        metadata = _fill(brief.metadata, piece)
+                    elif piece.value:  # nothing may be left of a caption
                         settled = (*settled, piece)
                         yield piece
-                    else:
-                        metadata = _fill(brief.metadata, piece)
         count = int((metadata.duration_s or 0) * CODE_RATE_HZ) if brief.write_codes else 0
         yield Plan(metadata=metadata, fields=settled, code_count=count)
         if count:
@@ -66,7 +67,7 @@ class Composer:
                     yield run
 
     async def understand(self, listening: Listening) -> Song:
-        """Describe what codes sound like. Raises InvalidRequestError when the model cannot hold them or has none such."""
+        """Describe what codes sound like. Raises InvalidRequestError when the model has none such, or no room."""
         unknown = set(listening.codes).difference(self._tokenizer.code_of.values())
         if unknown:
             raise _refusal("codes", f"holds {min(unknown)}, which is no code of the loaded model")
@@ -99,19 +100,18 @@ class Composer:
             "language": brief.detect_language or brief.metadata.vocal_language is not None,
         }
         rule = ThoughtRule(keys=tuple(key for key in cot.KEYS if is_written.get(key, True)), given=brief.metadata)
-        text = self._text(brief, [metadata_prompt(brief.caption, brief.lyrics)], rule, _WORDS_PHASE)
+        text = await self._text(brief, [metadata_prompt(brief.caption, brief.lyrics)], rule, _WORDS_PHASE)
         tokens: list[int] = []
-        num_settled = 0
+        settled: list[Field] = []
         async with aclosing(self._writer.write(text)) as written:
             async for token in written:
                 tokens.append(token)
-                if b":" not in self._tokenizer.words.get(token, b""):
-                    continue
                 # A field is settled when the next one has its name.
-                for field in self._read_fields(tokens, brief)[num_settled:-1]:
-                    num_settled += 1
-                    yield field
-        for field in self._read_fields(tokens, brief)[num_settled:]:
+                if b":" in self._tokenizer.words.get(token, b""):
+                    for field in self._read_fields(tokens, brief)[len(settled) : -1]:
+                        settled.append(field)
+                        yield field
+        for field in self._read_fields(tokens, brief)[len(settled) :]:
             yield field
         yield read_answer(self._tokenizer, tokens).metadata
 
@@ -123,7 +123,7 @@ class Composer:
         ]
 
     async def _write_codes(self, brief: Brief, metadata: Metadata, count: int) -> AsyncGenerator[CodeRun, None]:
-        text = self._text(brief, self._codes_prompts(brief, metadata), CodesRule(count=count), _CODES_PHASE)
+        text = await self._text(brief, self._codes_prompts(brief, metadata), CodesRule(count=count), _CODES_PHASE)
         run: list[int] = []
         first = 0
         async with aclosing(self._writer.write(text)) as tokens:
@@ -136,20 +136,20 @@ class Composer:
     async def _describe(self, request: Request, prompt: Prompt, given: Metadata, *, field: str) -> Answer:
         """Have the model write a thought with all fields, then lyrics."""
         rule = ThoughtRule(keys=tuple(cot.KEYS), given=given, has_lyrics=True)
-        text = self._text(request, [prompt], rule, _WORDS_PHASE)
+        text = await self._text(request, [prompt], rule, _WORDS_PHASE)
         room = self._max_tokens - rule.max_tokens
         if len(text.prompts[0]) > room:
             raise _refusal(field, f"is {len(text.prompts[0])} tokens with its frame; the model has room for {room}")
         async with aclosing(self._writer.write(text)) as tokens:
             return read_answer(self._tokenizer, [token async for token in tokens])
 
-    def _check_room(self, brief: Brief, *, is_thinking: bool) -> None:
+    async def _check_room(self, brief: Brief, *, is_thinking: bool) -> None:
         """Refuse words that leave no room for the longest plan that may come of them."""
         duration_s = brief.metadata.duration_s or self._max_duration_s
         rest = int(duration_s * CODE_RATE_HZ) if brief.write_codes else 0
         if is_thinking:
             rest += ThoughtRule(keys=(), given=brief.metadata).max_tokens
-        prompts = map(self._tokenizer.encode_prompt, self._codes_prompts(brief, brief.metadata))
+        prompts = await self._encode(self._codes_prompts(brief, brief.metadata))
         longest, room = max(map(len, prompts)), self._max_tokens - rest
         if longest > room:
             wanted = f"are {longest} tokens with the caption; {duration_s:g} s of music leave room for {room}"
@@ -161,9 +161,14 @@ class Composer:
             prompts.append(unguided_prompt(brief.sampling.negative_prompt))
         return prompts
 
-    def _text(self, request: Brief | Request, prompts: Sequence[Prompt], rule: Rule, phase: int) -> Text:
-        encoded = tuple(tuple(self._tokenizer.encode_prompt(prompt)) for prompt in prompts)
+    async def _text(self, request: Brief | Request, prompts: Sequence[Prompt], rule: Rule, phase: int) -> Text:
+        encoded = await self._encode(prompts)
         return Text(prompts=encoded, rule=rule, sampling=request.sampling, seed=request.seed, phase=phase)
+
+    async def _encode(self, prompts: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
+        # Long lyrics take the tokenizer tens of milliseconds, in which streams of other songs would wait.
+        encoded = await asyncio.to_thread(lambda: [self._tokenizer.encode_prompt(prompt) for prompt in prompts])
+        return tuple(map(tuple, encoded))
 
 
 def _fill(given: Metadata, written: Metadata) -> Metadata:

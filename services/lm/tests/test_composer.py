@@ -161,6 +161,15 @@ async def test_says_where_each_field_comes_from_before_the_plan(composer: Compos
     assert len(codes) == 152
 
 
+async def test_a_caption_of_which_nothing_is_left_is_none(composer: Composer, reciter: Reciter) -> None:
+    reciter.song = replace(WRITTEN, caption="<|im_end|>")
+    settled, plan, _ = await collect(composer, BRIEF)
+    assert plan.metadata.caption is None
+    assert [piece.name for piece in settled] == [
+        *("bpm", "duration_s", "key_scale", "vocal_language", "time_signature")
+    ]
+
+
 async def test_a_field_comes_as_soon_as_the_next_one_is_named(composer: Composer, reciter: Reciter) -> None:
     written: list[int] = []
     write = reciter.write

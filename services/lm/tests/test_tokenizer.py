@@ -48,6 +48,26 @@ def test_refuses_a_control_token_that_users_could_write(qwen_description: dict[s
         PlannerTokenizer(description)
 
 
+def test_refuses_words_that_are_no_bytes(qwen_description: dict[str, Any]) -> None:
+    description = copy.deepcopy(qwen_description)
+    model = description["model"]
+    model["vocab"] = {word: token for word, token in model["vocab"].items() if "z" not in word}
+    model["merges"] = [pair for pair in model["merges"] if "z" not in "".join(pair)]
+    with pytest.raises(CheckpointError, match="no word for the byte b'z'"):
+        PlannerTokenizer(description)
+
+
+def test_knows_the_bytes_of_every_word(qwen: PlannerTokenizer) -> None:
+    assert [qwen.words[token] for token in (198, 220, 624, 23347, 145346)] == [
+        b"\n",
+        b" ",
+        b".\n",
+        b"caption",
+        "♯".encode(),
+    ]
+    assert max(qwen.words) < 151643
+
+
 @pytest.mark.parametrize(("name", "count"), [("<|im_end|>", 1), ("<|audio_code_", 65_535)])
 def test_names_what_is_missing(qwen_description: dict[str, Any], name: str, count: int) -> None:
     kept = [token for token in qwen_description["added_tokens"] if not token["content"].startswith(name)]
