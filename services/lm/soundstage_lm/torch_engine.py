@@ -11,16 +11,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import torch
 from torch import Tensor
 
-from soundstage_lm.grammar import Grammar
 from soundstage_lm.model.cache import Span
 from soundstage_lm.model.head import Head
-from soundstage_lm.model.pages import PagePool, Row, count_pages
+from soundstage_lm.model.pages import PAGE, PagePool, Row, count_pages
+from soundstage_lm.rules import Rule
 from soundstage_lm.sampling import choose, guide
 from soundstage_lm.weights import Checkpoint
 from soundstage_lm.writer import Constraint, Text, TokenSet
@@ -82,10 +82,16 @@ class _Step:
     draws: Sequence[_Draw]
 
 
+class Rules(Protocol):
+    """Begins a text under its rule."""
+
+    def begin(self, rule: Rule) -> Constraint: ...
+
+
 class TorchWriter:
     """Writes texts with a network in this process, within `kv_cache_gb` of keys and values."""
 
-    def __init__(self, checkpoint: Checkpoint, worker: Worker, grammar: Grammar, *, kv_cache_gb: float = 1.0) -> None:
+    def __init__(self, checkpoint: Checkpoint, worker: Worker, grammar: Rules, *, kv_cache_gb: float = 1.0) -> None:
         self._model, self._worker, self._grammar = checkpoint.model, worker, grammar
         self._device = checkpoint.model.embed_tokens.weight.device
         self._head = Head(checkpoint.model.embed_tokens.weight)
@@ -130,9 +136,10 @@ class TorchWriter:
         reserved = sum(map(count_pages, lengths))
         limit = self._model.config.max_position_embeddings
         if max(lengths) > limit or reserved > self._pool.num_pages:
+            sizes = " and ".join(str(len(prompt)) for prompt in text.prompts)
             wanted = (
-                f"make prompts of {' and '.join(str(len(prompt)) for prompt in text.prompts)} tokens, and up to "
-                f"{text.rule.max_tokens} follow; the model has room for {limit}, its cache for {count_pages(limit)}"
+                f"make prompts of {sizes} tokens, and up to {text.rule.max_tokens} follow each; the model has room for "
+                f"{limit}, the cache for {self._pool.num_pages * PAGE} in all"
             )
             raise InvalidRequestError([Violation(field="lyrics", description=wanted)])
         entry = _Entry(
@@ -143,6 +150,18 @@ class TorchWriter:
         )
         self._force(entry)
         return entry
+
+    def _go_on(self, entry: _Entry, token: int | None) -> None:
+        """Write the token drawn, and those that follow from it."""
+        if token is None:
+            self._end(entry, WriteError("the planner's logits are not numbers; another dtype may help"))
+            return
+        try:
+            self._write(entry, token)
+            self._force(entry)
+        except Exception as error:  # of this text's rule, and no matter of the other texts
+            _log.exception("rule_failed")
+            self._end(entry, WriteError(f"the rule of the text failed: {type(error).__name__}"))
 
     def _write(self, entry: _Entry, token: int) -> None:
         entry.constraint.advance(token)
@@ -184,13 +203,8 @@ class TorchWriter:
                         self._end(entry, WriteError(f"a step of the planner failed: {type(error).__name__}"))
                     continue
                 for entry, token in zip([wanted.entry for wanted in step.draws], drawn, strict=True):
-                    if entry not in self._live:
-                        continue
-                    if token is None:
-                        self._end(entry, WriteError("the planner's logits are not numbers; another dtype may help"))
-                    else:
-                        self._write(entry, token)
-                        self._force(entry)
+                    if entry in self._live:
+                        self._go_on(entry, token)
         finally:
             self._steps = None
 

@@ -16,10 +16,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from soundstage_lm.brief import Metadata, Sampling
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.model.pages import PAGE, count_pages
-from soundstage_lm.rules import CodesRule, ThoughtRule
+from soundstage_lm.rules import CodesRule, Rule, ThoughtRule
 from soundstage_lm.torch_engine import TorchWriter, WriteError
 from soundstage_lm.weights import Checkpoint, load_checkpoint
-from soundstage_lm.writer import Text
+from soundstage_lm.writer import Constraint, Text, TokenSet
 from soundstage_runtime.errors import InvalidRequestError
 from soundstage_runtime.worker import Worker
 
@@ -249,3 +249,39 @@ async def test_words_without_alternative_cost_no_step(checkpoint: Checkpoint, by
     assert len(tokens) > 40
     assert worker.num_steps <= 3  # the digit of the time signature, after the prompt
     worker.close()
+
+
+class Stumbling:
+    """A constraint with a bug: it does not take its third token."""
+
+    def __init__(self, allowed: TokenSet) -> None:
+        self.allowed = allowed
+        self.num_written = 0
+
+    def advance(self, token: int) -> None:
+        self.num_written += 1
+        if self.num_written == 3:
+            raise KeyError(token)
+
+
+class Mixed:
+    """Begins constraints that stumble for texts of one length, and the grammar's for the others."""
+
+    def __init__(self, grammar: Grammar, allowed: TokenSet) -> None:
+        self._grammar, self._allowed = grammar, allowed
+
+    def begin(self, rule: Rule) -> Constraint:
+        return Stumbling(self._allowed) if rule.max_tokens == 77 else self._grammar.begin(rule)
+
+
+async def test_a_rule_that_fails_ends_its_own_text_only(
+    checkpoint: Checkpoint, worker: Worker, byte_grammar: Grammar
+) -> None:
+    grammar = Mixed(byte_grammar, TokenSet(checkpoint.tokenizer.code_ids))
+    writer = TorchWriter(checkpoint, worker, grammar)
+    texts = [make_text(0, count=77), make_text(1, count=30)]
+    error, tokens = await asyncio.gather(*(write(writer, text) for text in texts), return_exceptions=True)
+    assert isinstance(error, WriteError)
+    assert isinstance(tokens, list)
+    assert len(tokens) == 30
+    assert (writer.num_live, writer.num_pages_used) == (0, 0)
