@@ -20,7 +20,7 @@ class Projection(nn.Module):
         if self.weight.device.type == "cpu" and self._packed is None:
             self._packed = pack(self.weight.data)
             if self._packed is not None:
-                self.weight = nn.Parameter(self.weight.data[:0], requires_grad=False)
+                self.weight = nn.Parameter(self.weight.new_empty(0, self.weight.shape[1]), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight) if self._packed is None else multiply(x, self._packed)
