@@ -51,7 +51,8 @@ def draw(logits: Tensor, sampling: Sampling, number: float) -> int:
     # Sorting bare numbers is several times as fast as sorting indices with them; the index is found again by its score.
     rising = np.sort(scores)
     falling = rising[::-1][: sampling.top_k or None]
-    mass = np.exp((falling.astype(np.float64) - scores.max()) / sampling.temperature).cumsum()
+    with np.errstate(over="ignore"):  # near temperature 0 all but the likeliest are infinitely far from it
+        mass = np.exp((falling.astype(np.float64) - scores.max()) / sampling.temperature).cumsum()
     # The last one kept is the first at which the mass reaches top_p, and no draw may pass it.
     last = min(int(np.searchsorted(mass, sampling.top_p * mass[-1])), len(mass) - 1)
     drawn = min(int(np.searchsorted(mass, number * mass[last], side="right")), last)

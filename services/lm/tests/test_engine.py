@@ -170,7 +170,9 @@ async def test_complete_metadata_is_taken_as_it_is(checkpoint: Checkpoint, byte_
         ("time_signature", "4"),
     ]
     assert len(codes) == 6
-    assert worker.num_steps == 2 + (6 + 5)  # read either prompt, draw, read what was drawn
+    prompts = (codes_prompt(BRIEF.caption, BRIEF.lyrics, plan.metadata), unguided_prompt(""))
+    num_tokens = sum(len(checkpoint.tokenizer.encode_prompt(prompt)) for prompt in prompts)
+    assert worker.num_steps == -(-num_tokens // 128) + 5  # no thought; the step that reads the last piece draws
 
 
 async def test_codes_come_a_second_at_a_time(composer: Composer) -> None:

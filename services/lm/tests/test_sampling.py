@@ -68,6 +68,10 @@ def test_top_p_comes_after_top_k() -> None:
     assert outcomes(LOGITS, replace(PLAIN, top_k=2, top_p=0.7)) == [0, 1, 0]
 
 
+def test_the_smallest_temperature_takes_the_likeliest() -> None:
+    assert outcomes(LOGITS, replace(PLAIN, temperature=5e-324), count=10) == [0, 1, 0]
+
+
 @settings(deadline=None)
 @given(
     logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=50),
