@@ -20,7 +20,7 @@ test-vllm: .venv/ready .venv-vllm/ready ## type-check and test what needs vLLM, 
 	$(BIN)/pyright --project services/lm/pyright-vllm.json
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm -W default services/lm
 	PYTHONPATH=services/lm/tests/interpreted TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 OMP_NUM_THREADS=1 \
-	  .venv-vllm/bin/python -m pytest -m vllm -W default services/lm -k "eight_songs and 2.0 or late"
+	  .venv-vllm/bin/python -m pytest -m vllm -W default services/lm -k "eight_songs and 2.0 or late or runner"
 
 test-all: test test-node test-vllm ## run all tests
 
