@@ -1,10 +1,11 @@
 """The `soundstage` command."""
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import grpc.aio
 import typer
@@ -94,18 +95,20 @@ async def _live(stack: Stack) -> None:
 @app.command()
 def generate(
     caption: Annotated[str, typer.Argument(help="what the music is like")] = "",
-    lyrics_file: Annotated[typer.FileText | None, typer.Option(help="the words sung; - reads them from stdin")] = None,
+    lyrics_file: Annotated[
+        typer.FileText | None, typer.Option(encoding="utf-8", help="the words sung; - reads them from stdin")
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="a .wav file, or - for raw PCM on stdout")] = "song.wav",
     duration: Annotated[float | None, typer.Option(help="seconds, 1 to 600; else the planner decides")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
-    variants: Annotated[int, typer.Option(help="how many songs, 1 to 8")] = 1,
-    bpm: Annotated[int | None, typer.Option(min=0, help="30 to 300")] = None,
+    variants: Annotated[int, typer.Option(min=1, max=8, help="how many songs")] = 1,
+    bpm: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="30 to 300")] = None,
     key: Annotated[str | None, typer.Option(help='"C major", "F# minor"')] = None,
     time_signature: Annotated[str | None, typer.Option(help="2, 3, 4 or 6")] = None,
     language: Annotated[str | None, typer.Option(help="the language sung: en, zh, …")] = None,
     instrumental: Annotated[bool, typer.Option("--instrumental", help="no voice")] = False,
     plan: Annotated[bool, typer.Option(help="let the language model plan the song")] = True,
-    steps: Annotated[int | None, typer.Option(min=0, help="diffusion steps, 1 to 20")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="diffusion steps, 1 to 20")] = None,
     sample_format: Annotated[str, typer.Option(help="s16 or f32")] = "s16",
     gateway: Annotated[str, typer.Option(help="the gateway's address")] = "127.0.0.1:50050",
 ) -> None:
@@ -114,13 +117,13 @@ def generate(
         raise typer.BadParameter(f"is {sample_format!r}; must be s16 or f32", param_hint="--sample-format")
     if output == "-" and variants != 1:
         raise typer.BadParameter("a pipe takes one variant", param_hint="--variants")
-    request = GenerateSongRequest(
-        caption=caption, lyrics=lyrics_file.read() if lyrics_file else "", instrumental=instrumental
-    )
+    if output != "-":
+        check_output(Path(output))
+    request = GenerateSongRequest(caption=caption, lyrics=read_lyrics(lyrics_file), instrumental=instrumental)
     request.planner.enabled = plan
     request.output.sample_format = _SAMPLE_FORMATS[sample_format]
     if variants != 1:
-        request.variants = max(variants, 0)
+        request.variants = variants
     if seed is not None:
         request.seeds.extend((seed + variant) % 2**32 for variant in range(variants))
     wanted = {
@@ -157,11 +160,28 @@ def demo(
     models: Annotated[Path, typer.Option(help="where the tiny checkpoints are kept")] = Path(".demo/models"),
 ) -> None:
     """Make a 20 s song with four processes on tiny random models, and draw when what happened."""
+    check_output(output)
     try:
         run_demo(console, output=output, models=models)
     except (DemoFailedError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def read_lyrics(file: TextIO | None) -> str:
+    """Read the lyrics file; raises BadParameter when it is not text."""
+    try:
+        return file.read() if file else ""
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"is not UTF-8 text: {error.reason}", param_hint="--lyrics-file") from error
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that could not be written, before a song is made for it."""
+    if path.suffix.lower() != ".wav":
+        raise typer.BadParameter(f"is {str(path)!r}; must end in .wav, or be - for a pipe", param_hint="--output")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"is {str(path)!r}, which cannot be written", param_hint="--output")
 
 
 def name_files(path: Path, count: int) -> list[Path]:

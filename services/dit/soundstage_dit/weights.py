@@ -110,6 +110,13 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
     )
 
 
+def text_encoder_beside(model: str) -> str:
+    """Name the text encoder beside a hub folder `owner/name/folder`, which is fetched apart from it; "" for others."""
+    parts = model.split("/")
+    is_hub_folder = len(parts) == 3 and not Path(model).expanduser().is_dir()
+    return "/".join([*parts[:2], TEXT_ENCODER]) if is_hub_folder else ""
+
+
 def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
     config = read_json(folder / "config.json")
     groups: dict[str, dict[str, Tensor]] = {}
@@ -198,7 +205,8 @@ def _text_files(text_encoder: Path, tokenizer: Path) -> list[Path]:
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"{' and '.join(missing)} missing; name the directory or hub id of {TEXT_ENCODER} as text_encoder"
+            f"{' and '.join(missing)} missing; name a directory or hub id as text_encoder: "
+            f"ACE-Step/Ace-Step1.5/{TEXT_ENCODER}"
         )
     return [*files, *weight_files(text_encoder)]
 

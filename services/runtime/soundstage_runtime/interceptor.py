@@ -38,12 +38,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def close(self) -> None:
-        """Refuse new calls, and wait until none is being served.
-
-        Health and reflection go on and are not waited for: a watcher of health may stay for ever.
-        """
+    def refuse(self) -> None:
+        """Refuse new calls from now on; health and reflection go on."""
         self._is_closed = True
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no call is being served. Watchers of health may stay for ever and do not count."""
         await self._idle.wait()
 
     @asynccontextmanager

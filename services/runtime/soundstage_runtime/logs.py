@@ -24,10 +24,14 @@ def configure(process: str, *, log_format: LogFormat, log_level: LogLevel) -> No
     ]
     renderer: structlog.types.Processor
     if log_format == "json":
-        shared.append(structlog.processors.dict_tracebacks)
+        # No locals: they hold the words of users.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(tracebacks))
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

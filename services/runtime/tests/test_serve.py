@@ -150,7 +150,7 @@ async def test_a_stream_longer_than_the_grace_is_cut() -> None:
 
 async def test_a_port_that_is_taken_is_a_clear_error() -> None:
     async with Server(offer(Slow())) as first:
-        with pytest.raises(PortTakenError, match=rf"cannot listen on 127\.0\.0\.1:{first.port}: is another process"):
+        with pytest.raises(PortTakenError, match=rf"cannot listen on 127\.0\.0\.1:{first.port}: the port is taken"):
             await Server(offer(Slow()), port=first.port).start()
 
 
