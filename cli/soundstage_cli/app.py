@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -11,12 +12,13 @@ import grpc.aio
 import typer
 from rich.console import Console
 from rich.live import Live
+from soundfile import LibsndfileError
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
 from soundstage_cli.demo import DemoFailedError, run_demo
 from soundstage_cli.generate import generate as make_song
-from soundstage_cli.models import Models, find_models
+from soundstage_cli.models import Models, ModelsError, find_models
 from soundstage_cli.sinks import RawPipe, Sink, WavFile
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
 from soundstage_cli.view import show_error, show_stack, show_timeline
@@ -38,22 +40,38 @@ def main() -> None:
 @app.command()
 def up(
     models: Annotated[Path | None, typer.Option(help="directory in the hub's layout; else the hub is asked")] = None,
-    lm: Annotated[str | None, typer.Option(help="language model: directory or hub id owner/name[/folder]")] = None,
+    lm: Annotated[str | None, typer.Option(help="language model: directory, or hub id owner/name/folder")] = None,
     dit: Annotated[str | None, typer.Option(help="diffusion model, likewise")] = None,
     vae: Annotated[str | None, typer.Option(help="decoder, likewise")] = None,
-    port: Annotated[int, typer.Option(help="the gateway's port; 0 takes a free one")] = 50050,
-    lm_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
-    dit_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
-    vae_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the gateway's port; 0 takes a free one")] = 50050,
+    lm_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+    dit_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+    vae_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
 ) -> None:
     """Start the three stages and the gateway, and keep them until Ctrl-C."""
-    found = find_models(models)
+    try:
+        found = find_models(models)
+    except ModelsError as error:
+        raise typer.BadParameter(str(error), param_hint="--models") from error
+    for hint, wanted in (("--port", port), ("--lm-port", lm_port), ("--dit-port", dit_port), ("--vae-port", vae_port)):
+        check_port(hint, wanted)
     chosen = Models(lm=lm or found.lm, dit=dit or found.dit, vae=vae or found.vae)
     try:
         asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port)))
     except ProcessDiedError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def check_port(hint: str, port: int) -> None:
+    """Refuse a port that is taken, before models are loaded for it; 0 is always free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = f"is {port}, where something listens already; give another, or 0 for a free one"
+            raise typer.BadParameter(message, param_hint=hint) from error
 
 
 async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
@@ -72,7 +90,7 @@ async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
             on_warning=lambda member, line: console.print(f"{member.name}: {line}", markup=False, highlight=False),
         )
         ended = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         life = asyncio.create_task(_live(stack))
         end = asyncio.create_task(ended.wait())
@@ -119,6 +137,8 @@ def generate(
         raise typer.BadParameter("a pipe takes one variant", param_hint="--variants")
     if output != "-":
         check_output(Path(output))
+    for hint, words in (("CAPTION", caption), ("--key", key), ("--language", language)):
+        check_words(hint, words or "")
     request = GenerateSongRequest(caption=caption, lyrics=read_lyrics(lyrics_file), instrumental=instrumental)
     request.planner.enabled = plan
     request.output.sample_format = _SAMPLE_FORMATS[sample_format]
@@ -146,10 +166,13 @@ def generate(
     try:
         take = asyncio.run(make_song(console, gateway, request, sinks))
     except grpc.aio.AioRpcError as error:
-        show_error(console, error)
+        show_error(console, error, address=gateway)
+        raise typer.Exit(1) from error
+    except (LibsndfileError, OSError) as error:
+        console.print(f"{output} cannot be written: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print("cancelled; what was decoded is kept")
+        console.print("cancelled; what was decoded till then is kept")
         raise typer.Exit(130) from None
     show_timeline(console, take)
 
@@ -163,9 +186,17 @@ def demo(
     check_output(output)
     try:
         run_demo(console, output=output, models=models)
-    except (DemoFailedError, ProcessDiedError) as error:
+    except (DemoFailedError, ModelsError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def check_words(hint: str, words: str) -> None:
+    """Refuse an argument whose bytes were no UTF-8."""
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("is not UTF-8 text", param_hint=hint) from error
 
 
 def read_lyrics(file: TextIO | None) -> str:
@@ -194,7 +225,13 @@ def tiny(folder: Annotated[Path, typer.Argument(help="where to write; made if ne
     """Write small random checkpoints in both layouts: for tests and demos, they make noise."""
     from soundstage_cli.tiny.checkpoints import write_tiny
 
-    for path in write_tiny(folder):
+    try:
+        made = write_tiny(folder)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"is {str(folder)!r}, which cannot be written: {error}", param_hint="FOLDER"
+        ) from error
+    for path in made:
         console.print(f"wrote {path}", highlight=False)
 
 

@@ -1,7 +1,9 @@
 """The four processes on this machine: started, watched and stopped together."""
 
 import asyncio
+import ctypes
 import json
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -16,6 +18,7 @@ STAGES: Final = ("lm", "dit", "vae")
 _LINES_KEPT: Final = 12
 _LINE_BYTES: Final = 1 << 20
 _STOP_TIMEOUT_S: Final = 40.0
+_PR_SET_PDEATHSIG: Final = 1
 _NOT_TOLD: Final = ("event", "level", "process", "timestamp", "exception")
 
 
@@ -88,7 +91,12 @@ class Stack:
         command = [sys.executable, "-m", f"soundstage_{name}", "--log-format", "json", "--port", port, *arguments]
         # A session of its own: Ctrl-C is ours to pass on, in an order that lets songs end.
         member.process = await asyncio.create_subprocess_exec(
-            *command, stderr=PIPE, limit=_LINE_BYTES, start_new_session=True
+            *command,
+            stderr=PIPE,
+            limit=_LINE_BYTES,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            env={**os.environ, "GRPC_VERBOSITY": "NONE"},  # what matters of it is in our own logs
         )
         self._set_state(member, "starting")
         self._readers[name] = asyncio.create_task(self._read(member, member.process))
@@ -124,7 +132,10 @@ class Stack:
             except ValueError:
                 continue  # longer than any line of ours; what is read so far is dropped
             event = _read_event(line)
-            member.lines.append(_tell(event) or line)
+            if event.get("level") != "info":
+                member.lines.append(_tell(event) or line)
+            if member.state == "stopped":
+                continue
             if event.get("event") == "listening":
                 member.port = event["port"]
                 self._set_state(member, "warming")
@@ -152,6 +163,12 @@ class Stack:
     def _signal(self, member: Member, number: signal.Signals) -> None:
         if member.is_running and member.process is not None:
             member.process.send_signal(number)
+
+
+def _die_with_parent() -> None:
+    """In the child: ask for SIGTERM when the parent ends, however it ends. Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _read_event(line: str) -> dict[str, Any]:

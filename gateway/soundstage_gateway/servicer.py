@@ -188,7 +188,9 @@ class CatalogServicer(CatalogServiceServicer):
         checks = Checks()
         page_size = request.page_size or 50
         checks.number("page_size", page_size, 1, MAX_PAGE_SIZE)
-        if request.page_token and not (request.page_token.isdecimal() and len(request.page_token) < 10):
+        if request.page_token and not (
+            request.page_token.isdecimal() and request.page_token.isascii() and len(request.page_token) < 10
+        ):
             checks.refuse("page_token", f"is {request.page_token[:40]!r}; give next_page_token of the page before")
         checks.finish()
         models = [

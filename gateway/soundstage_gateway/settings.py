@@ -7,7 +7,7 @@ from soundstage_runtime.settings import ServerSettings
 
 
 class GatewaySettings(ServerSettings):
-    """`SOUNDSTAGE_GATEWAY_*` or flags."""
+    """The gateway. Every flag is also an environment variable: --max-songs is SOUNDSTAGE_GATEWAY_MAX_SONGS."""
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_GATEWAY_")
 

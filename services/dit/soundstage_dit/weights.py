@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Model
+from transformers.utils.logging import disable_progress_bar
 
 from soundstage_device.weights import build, read_weights
 from soundstage_dit.architecture import Architecture, encoder_config
@@ -221,6 +222,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwen3Model:
+    disable_progress_bar()  # a log is no place for it
     try:
         model, report = cast(Any, Qwen3Model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, OSError) as error:

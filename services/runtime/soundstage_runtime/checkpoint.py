@@ -34,7 +34,8 @@ def locate(model: str) -> Path:
         root = snapshot_download(f"{owner}/{name}", allow_patterns=[f"{inside}/*"] if inside else None)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"model is {model!r}: neither a directory here nor to be had from the hub ({type(error).__name__})"
+            f"model is {model!r}: no directory here, and the hub did not give it ({type(error).__name__}); "
+            "is the network there? Else give a directory"
         ) from error
     found = Path(root) / inside
     if not found.is_dir():

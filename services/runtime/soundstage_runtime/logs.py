@@ -39,6 +39,7 @@ def configure(process: str, *, log_format: LogFormat, log_level: LogLevel) -> No
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(_is_news)
     logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
     structlog.configure(
         processors=[
@@ -50,3 +51,8 @@ def configure(process: str, *, log_format: LogFormat, log_level: LogLevel) -> No
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop grpc's traceback for a client that went away in the middle of a write: the end of its call is logged."""
+    return not (record.name.startswith("grpc") and "ExecuteBatchError" in record.getMessage())

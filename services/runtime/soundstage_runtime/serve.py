@@ -45,6 +45,10 @@ class PortTakenError(StartError):
     """The address cannot be bound."""
 
 
+class WarmUpError(StartError):
+    """The first request through the port failed, so no other would do better."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A gRPC service to offer: its full name, and what adds it to a server."""
@@ -95,7 +99,10 @@ class Server:
         if self._warm_up is not None:
             local = "127.0.0.1" if self._host in ("0.0.0.0", "[::]") else self._host
             async with grpc.aio.insecure_channel(f"{local}:{self.port}", options=CHANNEL_OPTIONS) as channel:
-                await self._warm_up(channel)
+                try:
+                    await self._warm_up(channel)
+                except grpc.aio.AioRpcError as error:
+                    raise WarmUpError(f"the warm-up failed: {error.details() or error.code().name}") from error
         await self._set_health(serving=True)
         _log.info("ready", port=self.port)
 

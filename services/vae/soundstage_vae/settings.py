@@ -7,7 +7,7 @@ from soundstage_runtime.settings import StageSettings
 
 
 class VaeSettings(StageSettings):
-    """Which codec to serve, where, and how much of it at once."""
+    """The codec. Every flag is also an environment variable: --model is SOUNDSTAGE_VAE_MODEL."""
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_VAE_")
 
