@@ -209,7 +209,7 @@ def test_the_demo_shows_what_it_promises(models: Path, tmp_path: Path) -> None:
         (["--output", "/nowhere/song.wav"], "cannot be written"),
         (["--output", "song.flac"], "must end in .wav"),
         (["--output", "-", "--variants", "2"], "a pipe takes one variant"),
-        (["--bpm", "99999999999"], "must be less than or equal to 4294967295"),
+        (["--bpm", "99999999999"], "should be less than or equal to 4294967295"),
         (["--lyrics-file", __file__ + ".none"], "No such file"),
         (["--lyrics-file", sys.executable], "is not UTF-8 text"),
     ],
