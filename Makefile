@@ -47,7 +47,7 @@ fmt: .venv/ready ## format Python and protos
 clean: ## remove what make made
 	rm -rf .venv .venv-gen .venv-vllm .demo clients/node/node_modules demo.wav
 
-# torch first and from constraints.txt: on its own pip would take a build with gigabytes of CUDA.
+# torch first: constraints.txt names the one build that all else is tested with.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch

@@ -1,22 +1,25 @@
 """The `soundstage` command."""
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import grpc.aio
 import typer
 from rich.console import Console
 from rich.live import Live
+from soundfile import LibsndfileError
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
 from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.demo import DemoFailedError, run_demo
 from soundstage_cli.generate import generate as make_song
-from soundstage_cli.models import Models, find_models
+from soundstage_cli.models import Models, ModelsError, find_models
 from soundstage_cli.sinks import RawPipe, Sink, WavFile
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
 from soundstage_cli.view import show_error, show_stack, show_timeline
@@ -39,22 +42,38 @@ def main() -> None:
 @app.command()
 def up(
     models: Annotated[Path | None, typer.Option(help="directory in the hub's layout; else the hub is asked")] = None,
-    lm: Annotated[str | None, typer.Option(help="language model: directory or hub id owner/name[/folder]")] = None,
+    lm: Annotated[str | None, typer.Option(help="language model: directory, or hub id owner/name/folder")] = None,
     dit: Annotated[str | None, typer.Option(help="diffusion model, likewise")] = None,
     vae: Annotated[str | None, typer.Option(help="decoder, likewise")] = None,
-    port: Annotated[int, typer.Option(help="the gateway's port; 0 takes a free one")] = 50050,
-    lm_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
-    dit_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
-    vae_port: Annotated[int, typer.Option(help="0 takes a free one")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the gateway's port; 0 takes a free one")] = 50050,
+    lm_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+    dit_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+    vae_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
 ) -> None:
     """Start the three stages and the gateway, and keep them until Ctrl-C."""
-    found = find_models(models)
+    try:
+        found = find_models(models)
+    except ModelsError as error:
+        raise typer.BadParameter(str(error), param_hint="--models") from error
+    for hint, wanted in (("--port", port), ("--lm-port", lm_port), ("--dit-port", dit_port), ("--vae-port", vae_port)):
+        check_port(hint, wanted)
     chosen = Models(lm=lm or found.lm, dit=dit or found.dit, vae=vae or found.vae)
     try:
         asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port)))
     except ProcessDiedError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def check_port(hint: str, port: int) -> None:
+    """Refuse a port that is taken, before models are loaded for it; 0 is always free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            message = f"is {port}, where something listens already; give another, or 0 for a free one"
+            raise typer.BadParameter(message, param_hint=hint) from error
 
 
 async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
@@ -73,7 +92,7 @@ async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
             on_warning=lambda member, line: console.print(f"{member.name}: {line}", markup=False, highlight=False),
         )
         ended = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         life = asyncio.create_task(_live(stack))
         end = asyncio.create_task(ended.wait())
@@ -96,18 +115,20 @@ async def _live(stack: Stack) -> None:
 @app.command()
 def generate(
     caption: Annotated[str, typer.Argument(help="what the music is like")] = "",
-    lyrics_file: Annotated[typer.FileText | None, typer.Option(help="the words sung; - reads them from stdin")] = None,
+    lyrics_file: Annotated[
+        typer.FileText | None, typer.Option(encoding="utf-8", help="the words sung; - reads them from stdin")
+    ] = None,
     output: Annotated[str, typer.Option("--output", "-o", help="a .wav file, or - for raw PCM on stdout")] = "song.wav",
     duration: Annotated[float | None, typer.Option(help="seconds, 1 to 600; else the planner decides")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
-    variants: Annotated[int, typer.Option(help="how many songs, 1 to 8")] = 1,
-    bpm: Annotated[int | None, typer.Option(min=0, help="30 to 300")] = None,
+    variants: Annotated[int, typer.Option(min=1, max=8, help="how many songs")] = 1,
+    bpm: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="30 to 300")] = None,
     key: Annotated[str | None, typer.Option(help='"C major", "F# minor"')] = None,
     time_signature: Annotated[str | None, typer.Option(help="2, 3, 4 or 6")] = None,
     language: Annotated[str | None, typer.Option(help="the language sung: en, zh, …")] = None,
     instrumental: Annotated[bool, typer.Option("--instrumental", help="no voice")] = False,
     plan: Annotated[bool, typer.Option(help="let the language model plan the song")] = True,
-    steps: Annotated[int | None, typer.Option(min=0, help="diffusion steps, 1 to 20")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="diffusion steps, 1 to 20")] = None,
     sample_format: Annotated[str, typer.Option(help="s16 or f32")] = "s16",
     gateway: Annotated[str, typer.Option(help="the gateway's address")] = "127.0.0.1:50050",
 ) -> None:
@@ -116,13 +137,15 @@ def generate(
         raise typer.BadParameter(f"is {sample_format!r}; must be s16 or f32", param_hint="--sample-format")
     if output == "-" and variants != 1:
         raise typer.BadParameter("a pipe takes one variant", param_hint="--variants")
-    request = GenerateSongRequest(
-        caption=caption, lyrics=lyrics_file.read() if lyrics_file else "", instrumental=instrumental
-    )
+    if output != "-":
+        check_output(Path(output))
+    for hint, words in (("CAPTION", caption), ("--key", key), ("--language", language)):
+        check_words(hint, words or "")
+    request = GenerateSongRequest(caption=caption, lyrics=read_lyrics(lyrics_file), instrumental=instrumental)
     request.planner.enabled = plan
     request.output.sample_format = _SAMPLE_FORMATS[sample_format]
     if variants != 1:
-        request.variants = max(variants, 0)
+        request.variants = variants
     if seed is not None:
         request.seeds.extend((seed + variant) % 2**32 for variant in range(variants))
     wanted = {
@@ -145,10 +168,13 @@ def generate(
     try:
         take = asyncio.run(make_song(console, gateway, request, sinks))
     except grpc.aio.AioRpcError as error:
-        show_error(console, error)
+        show_error(console, error, address=gateway)
+        raise typer.Exit(1) from error
+    except (LibsndfileError, OSError) as error:
+        console.print(f"{output} cannot be written: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        console.print("cancelled; what was decoded is kept")
+        console.print("cancelled; what was decoded till then is kept")
         raise typer.Exit(130) from None
     show_timeline(console, take)
 
@@ -159,11 +185,36 @@ def demo(
     models: Annotated[Path, typer.Option(help="where the tiny checkpoints are kept")] = Path(".demo/models"),
 ) -> None:
     """Make a 20 s song with four processes on tiny random models, and draw when what happened."""
+    check_output(output)
     try:
         run_demo(console, output=output, models=models)
-    except (DemoFailedError, ProcessDiedError) as error:
+    except (DemoFailedError, ModelsError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
+
+
+def check_words(hint: str, words: str) -> None:
+    """Refuse an argument whose bytes were no UTF-8."""
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise typer.BadParameter("is not UTF-8 text", param_hint=hint) from error
+
+
+def read_lyrics(file: TextIO | None) -> str:
+    """Read the lyrics file; raises BadParameter when it is not text."""
+    try:
+        return file.read() if file else ""
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"is not UTF-8 text: {error.reason}", param_hint="--lyrics-file") from error
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that could not be written, before a song is made for it."""
+    if path.suffix.lower() != ".wav":
+        raise typer.BadParameter(f"is {str(path)!r}; must end in .wav, or be - for a pipe", param_hint="--output")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise typer.BadParameter(f"is {str(path)!r}, which cannot be written", param_hint="--output")
 
 
 def name_files(path: Path, count: int) -> list[Path]:
@@ -176,7 +227,13 @@ def tiny(folder: Annotated[Path, typer.Argument(help="where to write; made if ne
     """Write small random checkpoints in both layouts: for tests and demos, they make noise."""
     from soundstage_cli.tiny.checkpoints import write_tiny
 
-    for path in write_tiny(folder):
+    try:
+        made = write_tiny(folder)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"is {str(folder)!r}, which cannot be written: {error}", param_hint="FOLDER"
+        ) from error
+    for path in made:
         console.print(f"wrote {path}", highlight=False)
 
 

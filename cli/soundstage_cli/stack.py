@@ -1,20 +1,25 @@
 """The four processes on this machine: started, watched and stopped together."""
 
 import asyncio
+import ctypes
 import json
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from soundstage_cli.models import Models
 
 STAGES: Final = ("lm", "dit", "vae")
 _LINES_KEPT: Final = 12
+_LINE_BYTES: Final = 1 << 20
 _STOP_TIMEOUT_S: Final = 40.0
+_PR_SET_PDEATHSIG: Final = 1
+_NOT_TOLD: Final = ("event", "level", "process", "timestamp", "exception")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +31,11 @@ class Member:
     port: int = 0
     process: Process | None = None
     lines: deque[str] = field(default_factory=lambda: deque[str](maxlen=_LINES_KEPT))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has begun and not ended."""
+        return self.process is not None and self.process.returncode is None
 
 
 class ProcessDiedError(Exception):
@@ -54,7 +64,7 @@ class Stack:
         self._on_change = on_change
         self._on_warning = on_warning
         self._changed = asyncio.Event()
-        self._readers: list[asyncio.Task[None]] = []
+        self._readers: dict[str, asyncio.Task[None]] = {}
 
     @property
     def target(self) -> str:
@@ -79,9 +89,17 @@ class Stack:
             ]
         port = str(member.port or self._ports[name])
         command = [sys.executable, "-m", f"soundstage_{name}", "--log-format", "json", "--port", port, *arguments]
-        member.process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+        # A session of its own: Ctrl-C is ours to pass on, in an order that lets songs end.
+        member.process = await asyncio.create_subprocess_exec(
+            *command,
+            stderr=PIPE,
+            limit=_LINE_BYTES,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+            env={**os.environ, "GRPC_VERBOSITY": "NONE"},  # what matters of it is in our own logs
+        )
         self._set_state(member, "starting")
-        self._readers.append(asyncio.create_task(self._read(member, member.process)))
+        self._readers[name] = asyncio.create_task(self._read(member, member.process))
 
     async def wait_until_ready(self) -> None:
         """Wait until every process is ready; raises ProcessDiedError."""
@@ -92,29 +110,31 @@ class Stack:
         await self._wait(lambda: False)
 
     async def stop(self) -> None:
-        """End all processes: SIGTERM, and SIGKILL to those that take too long."""
-        running = [m for m in self.members.values() if m.process is not None and m.process.returncode is None]
-        for member in running:
-            self._set_state(member, "stopped")
-            self._signal(member, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(_STOP_TIMEOUT_S):
-                await asyncio.gather(*self._readers)
-        except TimeoutError:
+        """End the gateway, which lets songs in flight end, and then the stages; SIGKILL those that take too long."""
+        for names in (("gateway",), STAGES):
+            running = [self.members[name] for name in names if self.members[name].is_running]
             for member in running:
-                self._signal(member, signal.SIGKILL)
-            await asyncio.gather(*self._readers, return_exceptions=True)
+                self._set_state(member, "stopped")
+                self._signal(member, signal.SIGTERM)
+            try:
+                async with asyncio.timeout(_STOP_TIMEOUT_S):
+                    await asyncio.gather(*(self._readers[member.name] for member in running))
+            except TimeoutError:
+                for member in running:
+                    self._signal(member, signal.SIGKILL)
+                await asyncio.gather(*(self._readers[member.name] for member in running), return_exceptions=True)
 
     async def _read(self, member: Member, process: Process) -> None:
         assert process.stderr is not None
-        async for raw in process.stderr:
-            line = raw.decode(errors="replace").rstrip()
-            member.lines.append(line)
+        while not process.stderr.at_eof():
             try:
-                event = json.loads(line)
+                line = (await process.stderr.readline()).decode(errors="replace").rstrip()
             except ValueError:
-                continue
-            if not isinstance(event, dict):
+                continue  # longer than any line of ours; what is read so far is dropped
+            event = _read_event(line)
+            if event.get("level") != "info":
+                member.lines.append(_tell(event) or line)
+            if member.state == "stopped":
                 continue
             if event.get("event") == "listening":
                 member.port = event["port"]
@@ -122,7 +142,7 @@ class Stack:
             elif event.get("event") == "ready":
                 self._set_state(member, "ready")
             elif event.get("level") in ("warning", "error"):
-                self._on_warning(member, line)
+                self._on_warning(member, _tell(event))
         await process.wait()
         if member.state != "stopped" and member.process is process:
             self._set_state(member, "died")
@@ -141,8 +161,29 @@ class Stack:
         self._on_change(member)
 
     def _signal(self, member: Member, number: signal.Signals) -> None:
-        if member.process is not None and member.process.returncode is None:
+        if member.is_running and member.process is not None:
             member.process.send_signal(number)
+
+
+def _die_with_parent() -> None:
+    """In the child: ask for SIGTERM when the parent ends, however it ends. Linux alone can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _read_event(line: str) -> dict[str, Any]:
+    """Read a log line; one that is not ours, a traceback's say, is an empty event."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+
+
+def _tell(event: dict[str, Any]) -> str:
+    """Write a log event in a line for people."""
+    fields = " ".join(f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
+    return f"{event.get('event', '')} {fields}".strip()
 
 
 def _obituary(member: Member) -> str:

@@ -1,9 +1,11 @@
 """What a person sees: live progress, a timeline, the state of processes, an error in words."""
 
+import grpc
 import grpc.aio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, GenerateSongResponse
 from soundstage_cli.stack import Stack
@@ -89,11 +91,14 @@ def show_timeline(console: Console, take: Take) -> None:
         for name, from_s, to_s, colour in rows:
             before = round(from_s / end_s * _BAR_CELLS)
             cells = max(1, round((to_s - from_s) / end_s * _BAR_CELLS))
-            bar = " " * before + f"[{colour}]{'█' * cells}[/]"
+            bar = Text(" " * before + "█" * cells, style=colour)
             table.add_row(name, f"{from_s:.2f}", f"{to_s:.2f}", bar)
         console.print(table)
+        made_s = take.completed[variant].metadata.duration_s
         console.print(
-            f"first audio after {line.first_audio_s:.2f} s, {line.decode_share:.0%} into the decoding", highlight=False
+            f"{made_s:g} s of music; first audio after {line.first_audio_s:.2f} s, "
+            f"{line.decode_share:.0%} into the decoding",
+            highlight=False,
         )
 
 
@@ -107,14 +112,16 @@ def show_stack(stack: Stack) -> Table:
         colour = colours.get(member.state, "white")
         address = f"127.0.0.1:{member.port}" if member.port else ""
         pid = str(member.process.pid) if member.process else ""
-        table.add_row(member.name, f"[{colour}]{member.state}[/]", address, pid)
+        table.add_row(member.name, Text(member.state, style=colour), address, pid)
     return table
 
 
-def show_error(console: Console, error: grpc.aio.AioRpcError) -> None:
+def show_error(console: Console, error: grpc.aio.AioRpcError, *, address: str) -> None:
     """Say what went wrong, field by field, and what to do."""
     details = read_details(error)
-    if details.violations:
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not details.reason:
+        console.print(f"[red]No gateway answers[/] at {address or 'an empty address'}: is `soundstage up` running?")
+    elif details.violations:
         console.print("[red]The request was refused:[/]")
         for violation in details.violations:
             console.print(f"  {violation.field} {violation.description}", highlight=False, markup=False)

@@ -15,14 +15,26 @@ const definition = loader.loadSync("soundstage/music/v1/song_service.proto", {
 const { SongService } = grpc.loadPackageDefinition(definition).soundstage.music.v1;
 
 const client = new SongService(address, grpc.credentials.createInsecure());
-const sink = output === "-" ? process.stdout : fs.createWriteStream(output);
+const fail = (message) => {
+  console.error(message);
+  process.exitCode = 1;
+  call.cancel();
+};
+let sink; // opened with the first audio: a refused request leaves no empty file behind
+const open = () => {
+  sink = output === "-" ? process.stdout : fs.createWriteStream(output);
+  sink.on("error", (error) => fail(`${output} cannot be written: ${error.message}`));
+};
 const call = client.GenerateSong({ caption, metadata: { duration_s: Number(duration) } });
 
 const show = {
   accepted: ({ song, seeds }) => console.error(`${song}, seed ${seeds}`),
-  plan: ({ metadata }) => console.error("plan:", JSON.stringify(metadata)),
+  plan: ({ metadata: m }) => console.error(`plan: ${m.bpm} bpm, ${m.key_scale}, ${m.duration_s} s`),
   progress: ({ stage, done, total }) => console.error(`${stage} ${done}/${total}`),
-  audio_header: ({ frame_count, sample_rate_hz }) => console.error(`audio: ${frame_count / sample_rate_hz} s`),
+  audio_header: ({ frame_count, sample_rate_hz }) => {
+    console.error(`audio: ${frame_count / sample_rate_hz} s`);
+    open();
+  },
   completed: ({ pcm_sha256, peak }) => console.error(`done: peak ${peak}, sha256 ${pcm_sha256.toString("hex")}`),
   // Reading waits while the sink is full: a slow player slows the stream, and nothing piles up here.
   audio_chunk: ({ data }) => {
@@ -34,9 +46,9 @@ const show = {
 };
 
 call.on("data", (response) => show[response.event](response[response.event]));
-call.on("end", () => sink.end());
+call.on("end", () => output === "-" || sink.end());
 call.on("error", (error) => {
-  console.error(`${grpc.status[error.code]}: ${error.details}`);
-  process.exitCode = 1;
+  if (error.code === grpc.status.CANCELLED) return;
+  fail(`${grpc.status[error.code]}: ${error.details}`);
 });
 process.on("SIGINT", () => call.cancel());

@@ -11,8 +11,10 @@ from soundstage_runtime.serve import serve
 async def main(settings: GatewaySettings) -> None:
     """Serve until SIGTERM."""
     stages = Stages(Targets(lm=settings.lm, dit=settings.dit, vae=settings.vae))
+    admission = Admission("songs", limit=settings.max_songs)
+    services = offer(stages, admission, stall_timeout_s=settings.stall_timeout_s)
     try:
-        await serve(settings, offer(stages, Admission("songs", limit=settings.max_songs)), warm_up=warm_up)
+        await serve(settings, services, warm_up=warm_up)
     finally:
         await stages.close()
 

@@ -28,7 +28,9 @@ class Order:
     seeds: tuple[int, ...]
 
 
-def read_order(request: GenerateSongRequest, *, draw_seed: Callable[[], int]) -> Order:
+def read_order(
+    request: GenerateSongRequest, *, draw_seed: Callable[[], int], max_variants: int = MAX_VARIANTS
+) -> Order:
     """Check every field and fill in what is left open; raises InvalidRequestError naming all that are bad."""
     checks = Checks()
     checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
@@ -48,7 +50,7 @@ def read_order(request: GenerateSongRequest, *, draw_seed: Callable[[], int]) ->
         names = ", ".join(SampleFormat.Name(value) for value in SAMPLE_FORMATS)
         checks.refuse("output.sample_format", f"is {sample_format}; must be one of {names}")
     variants = request.variants if request.HasField("variants") else 1
-    checks.number("variants", variants, 1, MAX_VARIANTS)
+    checks.number("variants", variants, 1, max_variants)
     if len(request.seeds) > variants:
         checks.refuse("seeds", f"has {len(request.seeds)} entries for {variants} variants; at most one for each")
     checks.finish()

@@ -59,17 +59,21 @@ MAX_PAGE_SIZE = 100
 
 
 class SongServicer(SongServiceServicer):
-    """Makes songs; `admission` bounds the variants in flight."""
+    """Makes songs; `admission` bounds the variants in flight.
 
-    def __init__(self, stages: Stages, admission: Admission) -> None:
+    A client that takes nothing for `stall_timeout_s` while there is something to take loses its call.
+    """
+
+    def __init__(self, stages: Stages, admission: Admission, *, stall_timeout_s: float) -> None:
         self._stages = stages
         self._admission = admission
+        self._stall_timeout_s = stall_timeout_s
 
     async def GenerateSong(
         self, request: GenerateSongRequest, context: Context
     ) -> AsyncGenerator[GenerateSongResponse, None]:
         """See song_service.proto."""
-        order = read_order(request, draw_seed=lambda: secrets.randbits(32))
+        order = read_order(request, draw_seed=lambda: secrets.randbits(32), max_variants=max_variants(self._admission))
         async with self._admission.enter(len(order.seeds)):
             started_s = time.monotonic()
             name = f"songs/{uuid.uuid4().hex}"
@@ -96,13 +100,20 @@ class SongServicer(SongServiceServicer):
             accepted=Accepted(song=name, seeds=order.seeds, songs_in_flight=self._admission.in_flight)
         )
         songs = [Song(name, order, seed, stages=self._stages, fingerprints=fingerprints) for seed in order.seeds]
-        async with aclosing(_interleave(songs)) as events:
+        async with aclosing(_interleave(songs, self._stall_timeout_s)) as events:
             async for event in events:
                 yield event
 
 
-async def _interleave(songs: list[Song]) -> AsyncGenerator[GenerateSongResponse, None]:
+def max_variants(admission: Admission) -> int:
+    """The most variants of one call: more than there are places could never be made."""
+    return min(MAX_VARIANTS, admission.limit)
+
+
+async def _interleave(songs: list[Song], stall_timeout_s: float) -> AsyncGenerator[GenerateSongResponse, None]:
     """Run the variants side by side; the first error ends them all."""
+    reader = asyncio.current_task()
+    assert reader is not None
     queue: asyncio.Queue[GenerateSongResponse | Exception | None] = asyncio.Queue(EVENTS_AHEAD)
 
     async def run(variant: int, song: Song) -> None:
@@ -110,8 +121,13 @@ async def _interleave(songs: list[Song]) -> AsyncGenerator[GenerateSongResponse,
             async with aclosing(song.events()) as events:
                 async for event in events:
                     event.variant = variant
-                    await queue.put(event)
+                    async with asyncio.timeout(stall_timeout_s):
+                        await queue.put(event)
             await queue.put(None)
+        except TimeoutError:
+            # The reader hangs in a write that the client does not take: no error would reach either of them.
+            _log.warning("client_stalled", variant=variant, stall_timeout_s=stall_timeout_s)
+            reader.cancel()
         except Exception as error:  # handed to the reader, which raises it
             await queue.put(error)
 
@@ -130,25 +146,6 @@ async def _interleave(songs: list[Song]) -> AsyncGenerator[GenerateSongResponse,
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def offer(stages: Stages, admission: Admission) -> list[Service]:
-    """The services of a gateway, for a Server."""
-    song, catalog = SongServicer(stages, admission), CatalogServicer(stages, admission)
-    return [
-        Service(
-            name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)
-        ),
-        Service(
-            name="soundstage.music.v1.CatalogService",
-            add=lambda server: add_CatalogServiceServicer_to_server(catalog, server),
-        ),
-    ]
-
-
-async def warm_up(channel: grpc.aio.Channel) -> None:
-    """Ask for the capabilities: the gateway is ready whether or not its stages are, and says which are."""
-    await CatalogServiceStub(channel).GetCapabilities(GetCapabilitiesRequest())
 
 
 class CatalogServicer(CatalogServiceServicer):
@@ -175,7 +172,7 @@ class CatalogServicer(CatalogServiceServicer):
         return GetCapabilitiesResponse(
             stages=states,
             max_duration_s=min([DURATION_RANGE_S[1], *limits_s]),
-            max_variants=MAX_VARIANTS,
+            max_variants=max_variants(self._admission),
             max_songs_in_flight=self._admission.limit,
             songs_in_flight=self._admission.in_flight,
             sample_formats=SAMPLE_FORMATS,
@@ -191,7 +188,9 @@ class CatalogServicer(CatalogServiceServicer):
         checks = Checks()
         page_size = request.page_size or 50
         checks.number("page_size", page_size, 1, MAX_PAGE_SIZE)
-        if request.page_token and not request.page_token.isdecimal():
+        if request.page_token and not (
+            request.page_token.isdecimal() and request.page_token.isascii() and len(request.page_token) < 10
+        ):
             checks.refuse("page_token", f"is {request.page_token[:40]!r}; give next_page_token of the page before")
         checks.finish()
         models = [
@@ -219,3 +218,23 @@ class CatalogServicer(CatalogServiceServicer):
                 return None
 
         return dict(zip(NAMES, await asyncio.gather(*map(describe, NAMES)), strict=True))
+
+
+def offer(stages: Stages, admission: Admission, *, stall_timeout_s: float) -> list[Service]:
+    """The services of a gateway, for a Server."""
+    song = SongServicer(stages, admission, stall_timeout_s=stall_timeout_s)
+    catalog = CatalogServicer(stages, admission)
+    return [
+        Service(
+            name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)
+        ),
+        Service(
+            name="soundstage.music.v1.CatalogService",
+            add=lambda server: add_CatalogServiceServicer_to_server(catalog, server),
+        ),
+    ]
+
+
+async def warm_up(channel: grpc.aio.Channel) -> None:
+    """Ask for the capabilities: the gateway is ready whether or not its stages are, and says which are."""
+    await CatalogServiceStub(channel).GetCapabilities(GetCapabilitiesRequest())

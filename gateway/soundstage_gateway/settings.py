@@ -7,7 +7,7 @@ from soundstage_runtime.settings import ServerSettings
 
 
 class GatewaySettings(ServerSettings):
-    """`SOUNDSTAGE_GATEWAY_*` or flags."""
+    """The gateway. Every flag is also an environment variable: --max-songs is SOUNDSTAGE_GATEWAY_MAX_SONGS."""
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_GATEWAY_")
 
@@ -16,3 +16,4 @@ class GatewaySettings(ServerSettings):
     dit: str = Field("127.0.0.1:50052", description="gRPC target of the diffusion stage")
     vae: str = Field("127.0.0.1:50053", description="gRPC target of the decoder stage")
     max_songs: int = Field(16, ge=1, description="variants made at once; more are refused")
+    stall_timeout_s: float = Field(60.0, gt=0, description="seconds a client may take nothing before its call is ended")

@@ -15,7 +15,7 @@ from soundstage.stage.v1.stage_service_pb2 import DescribeRequest, DescribeRespo
 from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceStub
 from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceStub
 from soundstage_runtime.call import next_hop
-from soundstage_runtime.errors import from_rpc
+from soundstage_runtime.errors import StageUnavailableError, from_rpc
 from soundstage_runtime.serve import CHANNEL_OPTIONS
 
 NAMES: Final = {STAGE_LM: "lm", STAGE_DIT: "dit", STAGE_VAE: "vae"}
@@ -49,12 +49,16 @@ class Stages:
     async def describe(self, stage: Stage.ValueType) -> DescribeResponse:
         """Ask a stage what it serves; raises StageUnavailableError when it does not answer."""
         hop = next_hop()
-        timeout_s = min(_DESCRIBE_TIMEOUT_S, hop.timeout_s if hop.timeout_s is not None else _DESCRIBE_TIMEOUT_S)
+        is_ours = hop.timeout_s is None or hop.timeout_s > _DESCRIBE_TIMEOUT_S
+        timeout_s = _DESCRIBE_TIMEOUT_S if is_ours else hop.timeout_s
         try:
             return await StageServiceStub(self._channels[stage]).Describe(
                 DescribeRequest(), timeout=timeout_s, metadata=hop.metadata
             )
         except grpc.aio.AioRpcError as error:
+            if is_ours and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                message = f"the {NAMES[stage]} stage: no answer within {_DESCRIBE_TIMEOUT_S:g} s"
+                raise StageUnavailableError(message, metadata={"stage": NAMES[stage]}, retry_after_s=5) from error
             raise from_rpc(NAMES[stage], error) from error
 
     async def close(self) -> None:

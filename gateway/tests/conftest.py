@@ -174,7 +174,7 @@ def deploy() -> Deploy:
 
     @asynccontextmanager
     async def start(
-        *stages: Steady, max_songs: int = 16, max_duration_s: float = 600.0
+        *stages: Steady, max_songs: int = 16, max_duration_s: float = 600.0, stall_timeout_s: float = 60.0
     ) -> AsyncGenerator[Deployment, None]:
         by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
         servers = {name: serve_stage(stage, max_duration_s=max_duration_s) for name, stage in by_name.items()}
@@ -182,7 +182,8 @@ def deploy() -> Deploy:
             await server.start()
         ports = {name: f"127.0.0.1:{server.port}" for name, server in servers.items()}
         gateway_stages = Stages(Targets(lm=ports["lm"], dit=ports["dit"], vae=ports["vae"]))
-        gateway = Server(offer(gateway_stages, Admission("songs", limit=max_songs)), warm_up=warm_up)
+        services = offer(gateway_stages, Admission("songs", limit=max_songs), stall_timeout_s=stall_timeout_s)
+        gateway = Server(services, warm_up=warm_up)
         await gateway.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:

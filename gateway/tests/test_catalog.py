@@ -38,7 +38,9 @@ async def test_models_come_in_pages(deploy: Deploy) -> None:
 async def test_a_bad_page_is_refused(deploy: Deploy) -> None:
     async with deploy() as deployment:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await CatalogServiceStub(deployment.channel).ListModels(ListModelsRequest(page_size=101, page_token="x"))
+            await CatalogServiceStub(deployment.channel).ListModels(
+                ListModelsRequest(page_size=101, page_token="9" * 5000)
+            )
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "page_size" in str(caught.value.details())
     assert "page_token" in str(caught.value.details())

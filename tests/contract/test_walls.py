@@ -22,9 +22,7 @@ def folder_of(package: str) -> Path:
 
 def modules_of(package: str) -> list[str]:
     return [package] + [
-        module.name
-        for module in pkgutil.walk_packages([str(folder_of(package))], prefix=f"{package}.")
-        if not module.name.endswith("__main__")
+        module.name for module in pkgutil.walk_packages([str(folder_of(package))], prefix=f"{package}.")
     ]
 
 

@@ -100,17 +100,25 @@ async def test_what_the_user_fixed_is_kept_and_planning_can_be_left_out(gateway:
     assert [timing.stage for timing in unplanned[-1].completed.timings] == [STAGE_DIT, STAGE_VAE]
 
 
-@pytest.mark.parametrize("stage", [STAGE_LM, STAGE_DIT, STAGE_VAE])
+LONG: dict[Stage.ValueType, dict[str, Any]] = {
+    STAGE_LM: {},
+    STAGE_DIT: {"planner": {"enabled": False}, "diffusion": {"steps": 20}},
+    STAGE_VAE: {"planner": {"enabled": False}, "diffusion": {"steps": 1}},
+}
+
+
+@pytest.mark.parametrize("stage", LONG)
 async def test_cancel_frees_the_stage_at_work(gateway: str, stage: Stage.ValueType) -> None:
     async with grpc.aio.insecure_channel(gateway) as channel:
-        call = SongServiceStub(channel).GenerateSong(song(metadata={"duration_s": 60}))
+        call = SongServiceStub(channel).GenerateSong(song(metadata={"duration_s": 600}, **LONG[stage]))
         async for event in call:
             at_work = STAGE_VAE if event.HasField("audio_chunk") else event.progress.stage
             if at_work == stage:
                 break
         assert stage in await busy_stages(channel)
         call.cancel()
-        async with asyncio.timeout(2):
+        # The rest of the song would take many times as long as this.
+        async with asyncio.timeout(3):
             while await busy_stages(channel):
                 pass
 
@@ -184,6 +192,34 @@ def test_the_command_line_explains_a_refusal(gateway: str, tmp_path: Path) -> No
     assert b"metadata.bpm is 5; must be 30 to 300" in done.stderr
     assert b"Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_shows_what_it_promises(models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demo.wav"
+    done = run_cli("demo", "--output", str(path), "--models", str(models))
+    assert done.returncode == 0, done.stderr
+    assert b"first audio after" in done.stderr
+    made = soundfile.info(path)
+    assert (made.samplerate, made.channels, made.frames) == (48_000, 2, 20 * 48_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--output", "/nowhere/song.wav"], "cannot be written"),
+        (["--output", "song.flac"], "must end in .wav"),
+        (["--output", "-", "--variants", "2"], "a pipe takes one variant"),
+        (["--bpm", "99999999999"], "should be less than or equal to 4294967295"),
+        (["--lyrics-file", __file__ + ".none"], "No such file"),
+        (["--lyrics-file", sys.executable], "is not UTF-8 text"),
+    ],
+)
+def test_the_command_line_refuses_what_cannot_be(arguments: list[str], complaint: str) -> None:
+    done = run_cli("generate", "x", *arguments)
+    assert done.returncode == 2
+    words = " ".join(done.stderr.decode().replace("│", " ").split())
+    assert complaint in words
+    assert "Traceback" not in words
 
 
 @pytest.mark.node

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -32,11 +33,18 @@ def song(duration_s: float) -> GenerateSongRequest:
     return request
 
 
+def long_song(name: str) -> GenerateSongRequest:
+    """A song that keeps the named stage at work for long."""
+    request = song(600)
+    request.planner.enabled = name == "lm"
+    request.diffusion.steps = 20 if name == "dit" else 1
+    return request
+
+
 async def test_a_killed_stage_is_unavailable_with_a_reason_and_serves_again_when_back(stack: Stack) -> None:
     async with grpc.aio.insecure_channel(stack.target) as channel:
-        stub = SongServiceStub(channel)
         for name in ("lm", "dit", "vae"):
-            call = stub.GenerateSong(song(60))
+            call = SongServiceStub(channel).GenerateSong(long_song(name))
             async for event in call:
                 at_work = {STAGE_LM: "lm", STAGE_DIT: "dit"}.get(event.progress.stage, "")
                 if name == (at_work or ("vae" if event.HasField("audio_chunk") else "")):
@@ -66,16 +74,19 @@ async def is_made(channel: grpc.aio.Channel) -> bool:
     return events[-1].HasField("completed")
 
 
-async def test_sigterm_lets_a_song_in_flight_end(stack: Stack) -> None:
-    async with grpc.aio.insecure_channel(stack.target) as channel:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stopping_up_lets_a_song_in_flight_end(models: Path, number: signal.Signals) -> None:
+    command = ["-m", "soundstage_cli.app", "up", "--models", str(models / "original"), "--port", "0"]
+    up = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=PIPE, stderr=DEVNULL)
+    assert up.stdout is not None
+    address = (await up.stdout.readline()).decode().split()[-1]
+    async with grpc.aio.insecure_channel(address) as channel:
         call = SongServiceStub(channel).GenerateSong(song(20))
         await anext(aiter(call))
-        gateway = stack.members["gateway"].process
-        assert gateway is not None
-        gateway.send_signal(signal.SIGTERM)
+        up.send_signal(number)
         events = [event async for event in call]
-        assert events[-1].completed.frame_count == 20 * 48_000
-        assert await gateway.wait() == 0
+    assert events[-1].completed.frame_count == 20 * 48_000
+    assert await up.wait() == 0
 
 
 def test_up_says_which_process_died_and_why(models: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from soundstage_device.device import choose_device, choose_dtype, dtype_name
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.servicer import offer, warm_up
 from soundstage_dit.settings import DitSettings
-from soundstage_dit.weights import load
+from soundstage_dit.weights import load, text_encoder_beside
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.process import run
@@ -18,8 +18,10 @@ async def main(settings: DitSettings) -> None:
     """Load, and serve until SIGTERM."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    text_encoder = locate(settings.text_encoder) if settings.text_encoder else None
-    loaded = load(locate(settings.model), text_encoder=text_encoder, device=device, dtype=dtype)
+    folder = locate(settings.model)
+    beside = settings.text_encoder or text_encoder_beside(settings.model)
+    text_encoder = locate(beside) if beside else None
+    loaded = load(folder, text_encoder=text_encoder, device=device, dtype=dtype)
     model = StageModel(
         name=Path(settings.model).name,
         variant=loaded.variant,

@@ -7,7 +7,7 @@ from soundstage_runtime.settings import StageSettings
 
 
 class DitSettings(StageSettings):
-    """Which diffusion model to serve, where, and how much of it at once."""
+    """The diffusion stage. Every flag is also an environment variable: --model is SOUNDSTAGE_DIT_MODEL."""
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_DIT_")
 

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Model
+from transformers.utils.logging import disable_progress_bar
 
 from soundstage_device.weights import build, read_weights
 from soundstage_dit.architecture import Architecture, encoder_config
@@ -110,6 +111,13 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
     )
 
 
+def text_encoder_beside(model: str) -> str:
+    """Name the text encoder beside a hub folder `owner/name/folder`, which is fetched apart from it; "" for others."""
+    parts = model.split("/")
+    is_hub_folder = len(parts) == 3 and not Path(model).expanduser().is_dir()
+    return "/".join([*parts[:2], TEXT_ENCODER]) if is_hub_folder else ""
+
+
 def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
     config = read_json(folder / "config.json")
     groups: dict[str, dict[str, Tensor]] = {}
@@ -198,7 +206,8 @@ def _text_files(text_encoder: Path, tokenizer: Path) -> list[Path]:
     missing = [str(path) for path in files if not path.is_file()]
     if missing:
         raise CheckpointError(
-            f"{' and '.join(missing)} missing; name the directory or hub id of {TEXT_ENCODER} as text_encoder"
+            f"{' and '.join(missing)} missing; name a directory or hub id as text_encoder: "
+            f"ACE-Step/Ace-Step1.5/{TEXT_ENCODER}"
         )
     return [*files, *weight_files(text_encoder)]
 
@@ -213,6 +222,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Qwen3Model:
+    disable_progress_bar()  # a log is no place for it
     try:
         model, report = cast(Any, Qwen3Model).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (RuntimeError, ValueError, OSError) as error:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from soundstage_dit.weights import LoadedModel, load
+from soundstage_dit.weights import LoadedModel, load, text_encoder_beside
 from soundstage_runtime.checkpoint import CheckpointError
 
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ def test_the_text_encoder_may_live_elsewhere(copied: Path, tmp_path: Path) -> No
     beside, elsewhere = copied.parent / "Qwen3-Embedding-0.6B", tmp_path / "elsewhere"
     expected = load_cpu(copied).model_fingerprint
     beside.rename(elsewhere)
-    with pytest.raises(CheckpointError, match=r"name the directory or hub id .* as text_encoder"):
+    with pytest.raises(CheckpointError, match=r"name a directory or hub id as text_encoder: ACE-Step/"):
         load_cpu(copied)
     assert load_cpu(copied, text_encoder=elsewhere).model_fingerprint == expected
 
@@ -167,3 +167,23 @@ def test_a_tokenizer_with_an_unknown_control_token_is_refused(copied: Path) -> N
     file.write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match=r"the added token '\[SECRET\]'"):
         load_cpu(copied)
+
+
+@pytest.mark.parametrize(
+    ("model", "beside"),
+    [
+        ("ACE-Step/Ace-Step1.5/acestep-v15-turbo", "ACE-Step/Ace-Step1.5/Qwen3-Embedding-0.6B"),
+        ("ACE-Step/acestep-v15-base", ""),
+        ("/models/original/acestep-v15-turbo", ""),
+    ],
+)
+def test_the_text_encoder_of_a_hub_folder_is_the_one_beside_it(model: str, beside: str) -> None:
+    assert text_encoder_beside(model) == beside
+
+
+def test_the_text_encoder_of_a_relative_directory_is_found_by_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert text_encoder_beside("a/b/c") == ""

@@ -9,7 +9,7 @@ from soundstage_runtime.settings import StageSettings
 
 
 class LmSettings(StageSettings):
-    """Which planner to serve, where, and how much of it at once."""
+    """The planner. Every flag is also an environment variable: --model is SOUNDSTAGE_LM_MODEL."""
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_LM_")
 

@@ -28,6 +28,8 @@ class PlannerTokenizer:
 
     def __init__(self, description: dict[str, Any]) -> None:
         """Take what a tokenizer.json holds. Raises CheckpointError when a token is missing or strange."""
+        if "added_tokens" not in description or "model" not in description:
+            raise CheckpointError(f"{_FILE} is no tokenizer: it has no added_tokens or no model")
         self._ids: dict[str, int] = {token["content"]: token["id"] for token in description["added_tokens"]}
         strange = [name for name in self._ids if not is_control_token(name)]
         if strange:

@@ -4,14 +4,26 @@ from typing import Literal
 
 import torch
 
+from soundstage_runtime.errors import StartError
+
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
 
 
+class DeviceError(StartError):
+    """The device that was asked for is not there."""
+
+
 def choose_device(name: str) -> torch.device:
-    """Return the device `name` stands for; `auto` is the first CUDA device, or the CPU."""
+    """Return the device `name` stands for; `auto` is the first CUDA device, or the CPU. Raises DeviceError."""
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device is {name!r}, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here; "
+            "auto takes what there is"
+        )
+    return device
 
 
 def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:

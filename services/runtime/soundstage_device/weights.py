@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,7 +19,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read all tensors of a folder's safetensors file or shards, on the CPU. Raises CheckpointError."""
     tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        tensors |= load_file(path)
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); is it cut short? Fetch it again") from error
     return tensors
 
 
@@ -29,8 +33,11 @@ def build(
 
     Raises CheckpointError when a name is missing or unexpected, or a shape differs.
     """
-    with init_empty_weights(include_buffers=False):
-        module = make()
+    try:
+        with init_empty_weights(include_buffers=False):
+            module = make()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{where}: the configuration makes no model ({error})") from error
     wanted = module.state_dict()
     check_names(tensors, wanted, where=where)
     for name, tensor in tensors.items():

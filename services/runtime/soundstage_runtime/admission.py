@@ -52,9 +52,9 @@ class Admission:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():  # the place came together with the cancellation
+            if not turn.cancelled():  # the place came before the cancellation
                 self._give_back(count)
-            else:
+            elif (turn, count) in self._queue:  # else it was passed over already
                 self._queue.remove((turn, count))
                 self._call_next()
             raise
@@ -66,5 +66,6 @@ class Admission:
     def _call_next(self) -> None:
         while self._queue and self.in_flight + self._queue[0][1] <= self.limit:
             turn, count = self._queue.popleft()
-            self.in_flight += count
-            turn.set_result(None)
+            if not turn.cancelled():
+                self.in_flight += count
+                turn.set_result(None)

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from soundstage_runtime.errors import StartError
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?:/[\w.-]+)*")
 
 
-class CheckpointError(Exception):
+class CheckpointError(StartError):
     """A checkpoint is missing, incomplete, or not what its configuration says."""
 
 
@@ -30,9 +32,10 @@ def locate(model: str) -> Path:
     inside = "/".join(folder)
     try:
         root = snapshot_download(f"{owner}/{name}", allow_patterns=[f"{inside}/*"] if inside else None)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"model is {model!r}: neither a directory here nor to be had from the hub ({type(error).__name__})"
+            f"model is {model!r}: no directory here, and the hub did not give it ({type(error).__name__}); "
+            "is the network there? Else give a directory"
         ) from error
     found = Path(root) / inside
     if not found.is_dir():

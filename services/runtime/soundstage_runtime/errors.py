@@ -23,6 +23,10 @@ class Violation:
     description: str
 
 
+class StartError(Exception):
+    """A process cannot start; the message says why and what would do."""
+
+
 class ServiceError(Exception):
     """An error with a status; `reason` is a constant a program can compare, `message` is for people."""
 

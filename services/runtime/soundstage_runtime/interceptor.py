@@ -6,14 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 
 from soundstage_runtime import call
-from soundstage_runtime.errors import ServiceError, abort
+from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violation, abort
 
 _log = structlog.get_logger()
 _NOT_OURS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
@@ -38,12 +40,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def close(self) -> None:
-        """Refuse new calls, and wait until none is being served.
-
-        Health and reflection go on and are not waited for: a watcher of health may stay for ever.
-        """
+    def refuse(self) -> None:
+        """Refuse new calls from now on; health and reflection go on."""
         self._is_closed = True
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no call is being served. Watchers of health may stay for ever and do not count."""
         await self._idle.wait()
 
     @asynccontextmanager
@@ -75,24 +77,27 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
             (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
         }[(handler.request_streaming, streams)]
-        wrapped = (self._wrap_stream if streams else self._wrap_unary)(method, cast(Any, behaviour))
-        return cast(Any, make)(wrapped, handler.request_deserializer, handler.response_serializer)
+        read = _read_each if handler.request_streaming else _read
+        parse = partial(read, handler.request_deserializer)
+        wrapped = (self._wrap_stream if streams else self._wrap_unary)(method, cast(Any, behaviour), parse)
+        # Bytes are parsed by us: what cannot be parsed is then refused as any other bad request is.
+        return cast(Any, make)(wrapped, None, handler.response_serializer)
 
     def _wrap_unary(
-        self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]]
+        self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]], parse: Callable[[Any], Any]
     ) -> Callable[..., Awaitable[Any]]:
         async def unary(request: Any, context: Context) -> Any:
             async with _Served(method, context), self._admitted():
-                return await behaviour(request, context)
+                return await behaviour(parse(request), context)
 
         return unary
 
     def _wrap_stream(
-        self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]]
+        self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]], parse: Callable[[Any], Any]
     ) -> Callable[..., AsyncIterator[Any]]:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            responses = cast(Any, behaviour(request, context))
             async with _Served(method, context), self._admitted():
+                responses = cast(Any, behaviour(parse(request), context))
                 try:
                     async for response in responses:
                         yield response
@@ -101,6 +106,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     await responses.aclose()
 
         return stream
+
+
+def _read(deserialize: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return deserialize(data)
+    except DecodeError as error:
+        raise InvalidRequestError([Violation(field="request", description=f"cannot be parsed: {error}")]) from error
+
+
+async def _read_each(deserialize: Callable[[bytes], Any], requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield _read(deserialize, data)
 
 
 class _Served:

@@ -24,10 +24,14 @@ def configure(process: str, *, log_format: LogFormat, log_level: LogLevel) -> No
     ]
     renderer: structlog.types.Processor
     if log_format == "json":
-        shared.append(structlog.processors.dict_tracebacks)
+        # No locals: they hold the words of users.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        shared.append(structlog.processors.ExceptionRenderer(tracebacks))
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -35,6 +39,7 @@ def configure(process: str, *, log_format: LogFormat, log_level: LogLevel) -> No
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(_is_news)
     logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
     structlog.configure(
         processors=[
@@ -46,3 +51,8 @@ def configure(process: str, *, log_format: LogFormat, log_level: LogLevel) -> No
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop grpc's traceback for a client that went away in the middle of a write: the end of its call is logged."""
+    return not (record.name.startswith("grpc") and "ExecuteBatchError" in record.getMessage())

@@ -6,8 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from soundstage_runtime import logs
-from soundstage_runtime.checkpoint import CheckpointError
-from soundstage_runtime.serve import PortTakenError
+from soundstage_runtime.errors import StartError
 from soundstage_runtime.settings import ServerSettings, load_settings
 
 S = TypeVar("S", bound=ServerSettings)
@@ -19,5 +18,5 @@ def run(name: str, settings_type: type[S], main: Callable[[S], Coroutine[Any, An
     logs.configure(name, log_format=settings.log_format, log_level=settings.log_level)
     try:
         asyncio.run(main(settings))
-    except (CheckpointError, PortTakenError) as error:
+    except StartError as error:
         sys.exit(f"soundstage_{name}: {error}")

@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from soundstage_runtime.errors import StartError
 from soundstage_runtime.interceptor import CallInterceptor
 from soundstage_runtime.settings import ServerSettings
 
@@ -40,8 +41,12 @@ CHANNEL_OPTIONS: Final = (
 _LAST_ANSWERS_S: Final = 0.5
 
 
-class PortTakenError(Exception):
+class PortTakenError(StartError):
     """The address cannot be bound."""
+
+
+class WarmUpError(StartError):
+    """The first request through the port failed, so no other would do better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +91,18 @@ class Server:
         try:
             self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise PortTakenError(f"cannot listen on {address}: is another process there? ({error})") from error
+            raise PortTakenError(
+                f"cannot listen on {address}: the port is taken or the address not ours ({error})"
+            ) from error
         await self._server.start()
         _log.info("listening", host=self._host, port=self.port)
         if self._warm_up is not None:
             local = "127.0.0.1" if self._host in ("0.0.0.0", "[::]") else self._host
             async with grpc.aio.insecure_channel(f"{local}:{self.port}", options=CHANNEL_OPTIONS) as channel:
-                await self._warm_up(channel)
+                try:
+                    await self._warm_up(channel)
+                except grpc.aio.AioRpcError as error:
+                    raise WarmUpError(f"the warm-up failed: {error.details() or error.code().name}") from error
         await self._set_health(serving=True)
         _log.info("ready", port=self.port)
 
@@ -101,8 +111,9 @@ class Server:
         await self._health.enter_graceful_shutdown()
         _log.info("draining", drain_s=drain_s, grace_s=grace_s)
         await asyncio.sleep(drain_s)
+        self._calls.refuse()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._calls.close(), grace_s)
+            await asyncio.wait_for(self._calls.wait_until_idle(), grace_s)
         # Not the grace itself: a watcher of health would keep the server for the whole of it.
         await self._server.stop(_LAST_ANSWERS_S)
 
@@ -132,7 +143,14 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     server = Server(services, host=settings.host, port=settings.port, warm_up=warm_up)
-    await server.start()
-    await ended.wait()
-    await server.stop(drain_s=settings.drain_s, grace_s=settings.grace_s)
+    start, end = asyncio.create_task(server.start()), asyncio.create_task(ended.wait())
+    try:
+        await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            await start
+            await end
+    finally:
+        start.cancel()
+        end.cancel()
+        await server.stop(drain_s=settings.drain_s, grace_s=settings.grace_s)
     _log.info("stopped")

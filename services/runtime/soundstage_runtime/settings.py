@@ -25,7 +25,11 @@ class StageSettings(ServerSettings):
     """What every stage has: a model, where it runs, and how much of it at once."""
 
     model: str = Field(description="checkpoint: a directory, or a hub id owner/name[/folder]")
-    device: str = Field("auto", description="auto, cpu or cuda:0; auto is the first CUDA device, or the CPU")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu or cuda:0; auto is the first CUDA device, or the CPU",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="arithmetic type")
     max_in_flight: int = Field(8, ge=1, description="calls worked on at once")
     max_waiting: int = Field(64, ge=0, description="calls that may wait their turn; more are refused")

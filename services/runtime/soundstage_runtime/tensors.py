@@ -21,7 +21,6 @@ _WIRE_DTYPES = {
     DATA_TYPE_BFLOAT16: np.dtype("<u2"),
 }
 DATA_TYPES = {"float32": DATA_TYPE_FLOAT32, "float16": DATA_TYPE_FLOAT16, "bfloat16": DATA_TYPE_BFLOAT16}
-MAX_AXES = 4
 FRAMES_PER_CHUNK = 256
 
 
@@ -36,26 +35,32 @@ def to_proto(array: NDArray[np.float32], data_type: DataType.ValueType = DATA_TY
 
 def from_proto(tensor: Tensor, field: str, *, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
     """Read a Tensor as float32; None in `shape` takes any length. Raises InvalidRequestError naming `field`."""
+    violations: list[Violation] = []
+
+    def refuse(part: str, description: str) -> None:
+        violations.append(Violation(field=f"{field}.{part}", description=description))
+
     dtype = _WIRE_DTYPES.get(tensor.data_type)
     if dtype is None:
         known = ", ".join(DataType.Name(value) for value in _WIRE_DTYPES)
-        raise _invalid(f"{field}.data_type", f"is {tensor.data_type}; must be one of {known}")
+        refuse("data_type", f"is {tensor.data_type}; must be one of {known}")
     found = tuple(tensor.shape)
-    if len(found) > MAX_AXES or 0 in found:
-        raise _invalid(f"{field}.shape", f"is {list(found)}; at most {MAX_AXES} axes, each at least 1")
-    if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
-        wanted = ", ".join("any" if axis is None else str(axis) for axis in shape)
-        raise _invalid(f"{field}.shape", f"is {list(found)}; must be [{wanted}]")
-    size_bytes = math.prod(found) * dtype.itemsize
-    if len(tensor.data) != size_bytes:
-        raise _invalid(f"{field}.data", f"holds {len(tensor.data)} bytes; {list(found)} takes {size_bytes}")
+    matches = len(found) == len(shape) and all(want in (None, have) for want, have in zip(shape, found, strict=True))
+    if not matches or 0 in found:
+        wanted = ", ".join("1 or more" if axis is None else str(axis) for axis in shape)
+        refuse("shape", f"is {list(found[:8])}; must be [{wanted}]")
+    elif dtype is not None and len(tensor.data) != math.prod(found) * dtype.itemsize:
+        refuse("data", f"holds {len(tensor.data)} bytes; {list(found)} takes {math.prod(found) * dtype.itemsize}")
+    if dtype is None or violations:
+        raise InvalidRequestError(violations)
     words = np.frombuffer(tensor.data, dtype=dtype).reshape(found)
     if tensor.data_type == DATA_TYPE_BFLOAT16:
         values = (words.astype(np.uint32) << 16).view(np.float32)
     else:
         values = words.astype(np.float32)
     if not np.isfinite(values).all():
-        raise _invalid(f"{field}.data", "holds NaN or infinity; every element must be finite")
+        refuse("data", "holds NaN or infinity; every element must be finite")
+        raise InvalidRequestError(violations)
     return values
 
 
@@ -72,7 +77,3 @@ def _to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quiet_nan = (bits >> 16) | 0x40
     return np.where(np.isnan(array), quiet_nan, rounded).astype("<u2")
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError([Violation(field=field, description=description)])

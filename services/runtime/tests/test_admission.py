@@ -1,4 +1,5 @@
 import asyncio
+import random
 
 import pytest
 
@@ -106,4 +107,21 @@ async def test_a_place_that_comes_together_with_the_cancellation_is_not_lost() -
     await first  # hands its place over; the second has not run yet
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
+    assert (admission.in_flight, admission.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_no_place_is_lost_when_holders_and_waiters_are_cancelled_together(seed: int) -> None:
+    chance = random.Random(seed)
+    admission = Admission("songs", limit=2, max_waiting=10)
+    tasks = [
+        asyncio.create_task(hold(admission, count=chance.choice([1, 1, 2]), until=asyncio.Event())) for _ in range(8)
+    ]
+    while tasks:
+        await asyncio.sleep(0)
+        together = [tasks.pop(chance.randrange(len(tasks))) for _ in range(chance.randint(1, len(tasks)))]
+        for task in together:
+            task.cancel()
+        results = await asyncio.gather(*together, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
     assert (admission.in_flight, admission.waiting) == (0, 0)

@@ -140,3 +140,17 @@ def test_a_module_is_built_with_exactly_its_weights() -> None:
 def test_a_module_is_not_built_with_other_weights(changes: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         build(lambda: nn.Linear(3, 2), WEIGHTS | changes, where="here", device=CPU, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 60, -1])
+def test_a_file_of_weights_that_is_cut_short_is_named(tmp_path: Path, kept_bytes: int) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(WEIGHTS, path)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read .* Fetch it again"):
+        read_weights(tmp_path)
+
+
+def test_a_configuration_that_makes_no_model_is_an_error_of_the_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match="here: the configuration makes no model"):
+        build(lambda: nn.Linear(-3, 2), WEIGHTS, where="here", device=CPU, dtype=torch.float32)

@@ -29,8 +29,8 @@ from soundstage.stage.v1.lm_service_pb2_grpc import (
     LmServiceStub,
     add_LmServiceServicer_to_server,
 )
-from soundstage_runtime.errors import read_details
-from soundstage_runtime.serve import PortTakenError, Server, Service
+from soundstage_runtime.errors import ServiceError, read_details
+from soundstage_runtime.serve import PortTakenError, Server, Service, WarmUpError
 
 NAME = "soundstage.stage.v1.LmService"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -169,7 +169,7 @@ async def test_a_stream_longer_than_the_grace_is_cut() -> None:
 
 async def test_a_port_that_is_taken_is_a_clear_error() -> None:
     async with Server(offer(Slow())) as first:
-        with pytest.raises(PortTakenError, match=rf"cannot listen on 127\.0\.0\.1:{first.port}: is another process"):
+        with pytest.raises(PortTakenError, match=rf"cannot listen on 127\.0\.0\.1:{first.port}: the port is taken"):
             await Server(offer(Slow()), port=first.port).start()
 
 
@@ -197,6 +197,31 @@ async def test_an_unforeseen_error_in_a_stream_is_internal_after_what_was_sent()
     told = f"{caught.value.details()} {caught.value.trailing_metadata()!r}"
     assert "secret" not in told
     assert "Traceback" not in told
+
+
+async def test_bytes_that_are_no_request_are_refused_as_any_bad_request_is() -> None:
+    server = Server(offer(Slow()))
+    async with server, dial(server) as channel:
+        for data in (b"\xff\xff\xff", b"\x0a\x02\xff\xfe"):  # garbage, and a text that is not UTF-8
+            call = channel.unary_stream(f"/{NAME}/Compose")(data)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(aiter(call))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert [violation.field for violation in read_details(caught.value).violations] == ["request"]
+
+
+async def test_a_warm_up_that_is_refused_says_why_in_a_line() -> None:
+    async def warm_up(channel: grpc.aio.Channel) -> None:
+        responses = aiter(LmServiceStub(channel).Compose(ComposeRequest()))
+        await anext(responses)
+        await anext(responses)
+
+    slow = Slow(error=ServiceError("the weights are not finite"))
+    slow.let_go.set()
+    server = Server(offer(slow), warm_up=warm_up)
+    with pytest.raises(WarmUpError, match="the warm-up failed: the weights are not finite"):
+        await server.start()
+    await server.stop()
 
 
 async def test_a_cancelled_stream_is_closed_at_once() -> None:

@@ -72,10 +72,16 @@ def test_a_strided_array_is_written_row_by_row() -> None:
     [
         (Tensor(data_type=DATA_TYPE_UNSPECIFIED, shape=[1, 2], data=bytes(8)), "x.data_type is 0; must be one of "),
         (Tensor(data_type=77, shape=[1, 2], data=bytes(8)), "x.data_type is 77; "),  # pyright: ignore[reportArgumentType]
-        (Tensor(data_type=DATA_TYPE_FLOAT32, shape=[2], data=bytes(8)), "x.shape is [2]; must be [any, 2]"),
-        (Tensor(data_type=DATA_TYPE_FLOAT32, shape=[1, 3], data=bytes(12)), "x.shape is [1, 3]; must be [any, 2]"),
-        (Tensor(data_type=DATA_TYPE_FLOAT32, shape=[0, 2]), "x.shape is [0, 2]; at most 4 axes, each at least 1"),
-        (Tensor(data_type=DATA_TYPE_FLOAT32, shape=[1] * 5, data=bytes(4)), "x.shape is [1, 1, 1, 1, 1]; at most 4"),
+        (Tensor(data_type=DATA_TYPE_FLOAT32, shape=[2], data=bytes(8)), "x.shape is [2]; must be [1 or more, 2]"),
+        (
+            Tensor(data_type=DATA_TYPE_FLOAT32, shape=[1, 3], data=bytes(12)),
+            "x.shape is [1, 3]; must be [1 or",
+        ),
+        (Tensor(data_type=DATA_TYPE_FLOAT32, shape=[0, 2]), "x.shape is [0, 2]; must be [1 or more, 2]"),
+        (
+            Tensor(data_type=DATA_TYPE_FLOAT32, shape=[1] * 5, data=bytes(4)),
+            "x.shape is [1, 1, 1, 1, 1]; must",
+        ),
         (Tensor(data_type=DATA_TYPE_FLOAT32, shape=[1, 2], data=bytes(7)), "x.data holds 7 bytes; [1, 2] takes 8"),
         (Tensor(data_type=DATA_TYPE_FLOAT16, shape=[1, 2], data=bytes(8)), "x.data holds 8 bytes; [1, 2] takes 4"),
         (
@@ -110,3 +116,9 @@ def test_latents_are_cut_into_chunks_without_gap() -> None:
     assert [(chunk.first_frame, chunk.tensor.shape[0]) for chunk in chunks] == [(0, 256), (256, 256), (512, 88)]
     joined = np.concatenate([from_proto(chunk.tensor, "x", shape=(None, 64)) for chunk in chunks])
     assert np.array_equal(joined, latents)
+
+
+def test_all_that_is_wrong_with_a_tensor_is_named_at_once() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        from_proto(Tensor(data_type=9, shape=[3], data=bytes(7)), "x", shape=(None, 2))  # type: ignore[arg-type]
+    assert [violation.field for violation in caught.value.violations] == ["x.data_type", "x.shape"]

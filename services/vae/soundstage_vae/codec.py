@@ -1,5 +1,6 @@
 """The Oobleck VAE on its device: one tile at a time, numpy in and out."""
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -107,7 +108,10 @@ def draw_noise(num_frames: int, seed: int) -> NDArray[np.float32]:
 
 
 def _make_halves(config: dict[str, Any]) -> nn.ModuleDict:
-    vae = cast(AutoencoderOobleck, AutoencoderOobleck.from_config(config))
+    with warnings.catch_warnings():
+        # The model is weight-normed in torch's older way; it is folded before anybody could mind.
+        warnings.simplefilter("ignore", FutureWarning)
+        vae = cast(AutoencoderOobleck, AutoencoderOobleck.from_config(config))
     for module in vae.modules():
         if hasattr(module, "weight_g"):
             remove_weight_norm(module)

@@ -1,19 +1,41 @@
 """Request streams of the codec, checked: the setup first and only first, then runs that leave no gap."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TypeVar
 
+import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeSetup, EncodeRequest, EncodeSetup
 from soundstage.type.v1.audio_pb2 import AudioChunk, SampleFormat
-from soundstage_runtime.errors import InvalidRequestError, Violation
+from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violation
 from soundstage_runtime.score import LATENT_CHANNELS, MAX_LATENT_FRAMES, SAMPLES_PER_LATENT
 from soundstage_runtime.tensors import from_proto
 from soundstage_vae.pcm import SAMPLE_FORMATS, frame_size_bytes, from_bytes
 
 R = TypeVar("R", DecodeRequest, EncodeRequest)
+
+
+class CallerStalledError(ServiceError):
+    """The caller keeps its stream open and sends nothing."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "CALLER_STALLED"
+
+
+async def patient(requests: AsyncIterator[R], *, timeout_s: float) -> AsyncGenerator[R]:
+    """Pass requests on; raises CallerStalledError when one takes longer than `timeout_s` to come."""
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s):
+                request = await anext(requests, None)
+        except TimeoutError as error:
+            raise CallerStalledError(f"no request came for {timeout_s:g} s") from error
+        if request is None:
+            return
+        yield request
 
 
 async def read_decode_setup(requests: AsyncIterator[DecodeRequest]) -> DecodeSetup:

@@ -32,7 +32,7 @@ from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
 from soundstage_vae.pcm import audio_chunks, frame_size_bytes
-from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup, read_latents
+from soundstage_vae.requests import patient, read_audio, read_decode_setup, read_encode_setup, read_latents
 
 Samples = NDArray[np.float32]  # [n, 2]
 Latents = NDArray[np.float32]  # [frames, 64]
@@ -58,18 +58,20 @@ class SongCodec(Protocol):
 class VaeServicer(VaeServiceServicer):
     """Answers Decode and Encode, as many at once as `admission` lets in."""
 
-    def __init__(self, codec: SongCodec, admission: Admission) -> None:
+    def __init__(self, codec: SongCodec, admission: Admission, *, idle_timeout_s: float = 30.0) -> None:
+        """A caller that sends nothing for `idle_timeout_s` while it is waited for loses its call and its place."""
         self._codec = codec
         self._admission = admission
+        self._idle_timeout_s = idle_timeout_s
 
     async def Decode(
         self, request_iterator: AsyncIterator[DecodeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[DecodeResponse]:
         """See vae_service.proto."""
+        requests = patient(request_iterator, timeout_s=self._idle_timeout_s)
+        setup = await read_decode_setup(requests)
+        check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
         async with self._admission.enter():
-            requests = aiter(request_iterator)
-            setup = await read_decode_setup(requests)
-            check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
             latents = read_latents(requests, setup)
             first_frame = 0
             async with aclosing(self._codec.decode(latents, setup.latent_frames)) as decoded:
@@ -85,10 +87,10 @@ class VaeServicer(VaeServiceServicer):
         self, request_iterator: AsyncIterator[EncodeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[EncodeResponse]:
         """See vae_service.proto."""
+        requests = patient(request_iterator, timeout_s=self._idle_timeout_s)
+        setup = await read_encode_setup(requests)
+        check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
         async with self._admission.enter():
-            requests = aiter(request_iterator)
-            setup = await read_encode_setup(requests)
-            check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
             audio = read_audio(requests, setup)
             seed = setup.seed if setup.HasField("seed") else None
             first_frame = 0

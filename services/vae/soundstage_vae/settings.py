@@ -7,11 +7,11 @@ from soundstage_runtime.settings import StageSettings
 
 
 class VaeSettings(StageSettings):
-    """Which codec to serve, where, and how much of it at once."""
+    """The codec. Every flag is also an environment variable: --model is SOUNDSTAGE_VAE_MODEL."""
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_VAE_")
 
     port: int = Field(50053, ge=0, le=65535, description="port to listen on; 0 takes a free one and logs it")
     window_frames: int = Field(
-        128, ge=32, le=2048, description="latent frames computed at once; more takes more memory, about 5 MB each"
+        64, ge=32, le=2048, description="latent frames computed at once: fewer give audio sooner, more cost less in all"
     )

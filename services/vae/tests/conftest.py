@@ -55,8 +55,11 @@ def small_engine(codec: Codec) -> Iterator[VaeEngine]:
 @pytest.fixture
 def serving() -> Serving:
     @asynccontextmanager
-    async def serve(codec: SongCodec, admission: Admission | None = None) -> AsyncGenerator[grpc.aio.Channel]:
-        servicer = VaeServicer(codec, admission or Admission("VAE calls", limit=4))
+    async def serve(
+        codec: SongCodec, admission: Admission | None = None, *, idle_timeout_s: float = 30.0
+    ) -> AsyncGenerator[grpc.aio.Channel]:
+        admission = admission or Admission("VAE calls", limit=4)
+        servicer = VaeServicer(codec, admission, idle_timeout_s=idle_timeout_s)
         service = Service(
             name="soundstage.stage.v1.VaeService", add=lambda server: add_VaeServiceServicer_to_server(servicer, server)
         )

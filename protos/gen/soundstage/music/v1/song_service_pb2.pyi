@@ -233,7 +233,7 @@ class GenerateSongResponse(_message.Message):
 
     @_builtins.property
     def progress(self) -> Global___Progress:
-        """progress comes after every step of a stage."""
+        """progress comes after every diffusion step, and after every second of music that is planned."""
 
     @_builtins.property
     def audio_header(self) -> _audio_pb2.AudioHeader:

@@ -65,7 +65,9 @@ class SongMetadata(_message.Message):
     vocal_language: _builtins.str
     """vocal_language is the language sung, an ISO 639 code ("en", "yue") or "unknown"."""
     duration_s: _builtins.float
-    """duration_s is the length of the song in seconds, 1 to 600. The models were trained on 10 to 600."""
+    """duration_s is the length of the song in seconds, 1 to 600. The models were trained on 10 to 600. A song made with a
+    planner is rounded down to 0.2 s, one without to 0.04 s.
+    """
     def __init__(
         self,
         *,

@@ -1,0 +1,113 @@
+"""The stack, with processes that need no model."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from soundstage_cli.models import Models
+from soundstage_cli.stack import Member, ProcessDiedError, Stack
+
+MODELS = Models(lm="a", dit="b", vae="c")
+READY = """
+import json, signal, sys, time
+def say(**event):
+    print(json.dumps(event), file=sys.stderr, flush=True)
+signal.signal(signal.SIGTERM, lambda *_: (say(event="ended"), sys.exit(0)))
+{before}
+say(event="checked", level="warning", arguments=sys.argv[1:])
+say(event="listening", port=4000 + {number})
+say(event="ready")
+signal.pause()
+"""
+
+Fake = Callable[..., None]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Put a script in the place of a process; the others come up at once and wait to be ended."""
+
+    def write(name: str, script: str) -> None:
+        package = tmp_path / f"soundstage_{name}"
+        package.mkdir(exist_ok=True)
+        (package / "__init__.py").touch()  # else the real package, further down the path, would win
+        (package / "__main__.py").write_text(script)
+
+    for number, name in enumerate(("lm", "dit", "vae", "gateway")):
+        write(name, READY.format(before="", number=number))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return write
+
+
+async def test_the_gateway_is_told_where_the_stages_are(fake: Fake) -> None:
+    told: dict[str, str] = {}
+
+    def hear(member: Member, line: str) -> None:
+        told[member.name] = line
+
+    stack = Stack(MODELS, ports=(7, 0, 0, 0), on_warning=hear)
+    await stack.start()
+    assert stack.target == "127.0.0.1:4003"
+    await stack.stop()
+    for argument in ("'--lm', '127.0.0.1:4000'", "'--dit', '127.0.0.1:4001'", "'--vae', '127.0.0.1:4002'", "'7'"):
+        assert argument in told["gateway"]
+    assert "'--model', 'b'" in told["dit"]
+
+
+async def test_the_gateway_ends_before_the_stages(fake: Fake) -> None:
+    states: list[tuple[str, str]] = []
+    stack = Stack(MODELS, on_change=lambda member: states.append((member.name, member.state)))
+    await stack.start()
+    await stack.stop()
+    assert [name for name, state in states if state == "stopped"] == ["gateway", "lm", "dit", "vae"]
+    assert all(member.process and member.process.returncode == 0 for member in stack.members.values())
+
+
+async def test_a_line_longer_than_any_of_ours_is_survived(fake: Fake) -> None:
+    fake("dit", READY.format(before="print('x' * 3_000_000, file=sys.stderr)", number=1))
+    stack = Stack(MODELS)
+    await stack.start()
+    await stack.stop()
+
+
+async def test_a_process_that_cannot_start_is_named_with_its_last_words(fake: Fake) -> None:
+    fake("vae", "import sys; sys.exit('soundstage_vae: no such model')")
+    stack = Stack(MODELS)
+    with pytest.raises(ProcessDiedError, match=r"vae died \(exit status 1\)[^$]*soundstage_vae: no such model"):
+        await stack.start()
+    await stack.stop()
+    assert not any(member.is_running for member in stack.members.values())
+
+
+async def test_a_process_that_is_killed_later_is_noticed(fake: Fake) -> None:
+    stack = Stack(MODELS)
+    await stack.start()
+    process = stack.members["lm"].process
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    with pytest.raises(ProcessDiedError, match=r"lm died \(killed by SIGKILL\)"):
+        await stack.watch()
+    await stack.stop()
+
+
+async def test_processes_do_not_outlive_a_killed_parent(fake: Fake, tmp_path: Path) -> None:
+    script = (
+        "import asyncio\nfrom soundstage_cli.models import Models\nfrom soundstage_cli.stack import Stack\n"
+        "async def main():\n"
+        "    stack = Stack(Models(lm='a', dit='b', vae='c'))\n"
+        "    await stack.start()\n"
+        "    print(*[member.process.pid for member in stack.members.values()], flush=True)\n"
+        "    await stack.watch()\n"
+        "asyncio.run(main())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    assert len((await parent.stdout.readline()).split()) == 4
+    parent.kill()
+    async with asyncio.timeout(10):
+        await parent.stdout.read()  # they hold its other end: it ends when the last of them has
+    await parent.wait()
