@@ -65,6 +65,7 @@ class GenerateSongRequest(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     VARIANTS_FIELD_NUMBER: _builtins.int
     SEEDS_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     """caption describes the music: style, instruments, mood. At most 2048 characters."""
     lyrics: _builtins.str
@@ -96,6 +97,12 @@ class GenerateSongRequest(_message.Message):
         float noise apart (a step of a 16-bit sample) when it is made beside others.
         """
 
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """codes are audio codes of a plan, 0 to 63999, each worth 0.2 s, at most 3000. With them the planner writes nothing,
+        and the song is as long as they are.
+        """
+
     def __init__(
         self,
         *,
@@ -108,10 +115,11 @@ class GenerateSongRequest(_message.Message):
         output: Global___OutputOptions | None = ...,
         variants: _builtins.int | None = ...,
         seeds: _abc.Iterable[_builtins.int] | None = ...,
+        codes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "diffusion", b"diffusion", "metadata", b"metadata", "output", b"output", "planner", b"planner", "variants", b"variants"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "caption", b"caption", "diffusion", b"diffusion", "instrumental", b"instrumental", "lyrics", b"lyrics", "metadata", b"metadata", "output", b"output", "planner", b"planner", "seeds", b"seeds", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "caption", b"caption", "codes", b"codes", "diffusion", b"diffusion", "instrumental", b"instrumental", "lyrics", b"lyrics", "metadata", b"metadata", "output", b"output", "planner", b"planner", "seeds", b"seeds", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__variants: _TypeAlias = _typing.Literal["variants"]  # noqa: Y015
     _WhichOneofArgType__variants: _TypeAlias = _typing.Literal["_variants", b"_variants"]  # noqa: Y015

@@ -27,19 +27,25 @@ from soundstage.type.v1 import score_pb2 as soundstage_dot_type_dot_v1_dot_score
 from soundstage.type.v1 import tensor_pb2 as soundstage_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%soundstage/stage/v1/dit_service.proto\x12\x13soundstage.stage.v1\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\x1a\x1fsoundstage/type/v1/tensor.proto\"\xeb\x01\n\x0e\x44\x65noiseRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\r\n\x05\x63odes\x18\x04 \x03(\r\x12\x15\n\rlatent_frames\x18\x05 \x01(\r\x12\x0c\n\x04seed\x18\x06 \x01(\r\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x19\n\x11model_fingerprint\x18\x08 \x01(\t\"\x88\x01\n\x0f\x44\x65noiseResponse\x12\x38\n\x08progress\x18\x01 \x01(\x0b\x32$.soundstage.stage.v1.DenoiseProgressH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x07\n\x05\x65vent\".\n\x0f\x44\x65noiseProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r2d\n\nDitService\x12V\n\x07\x44\x65noise\x12#.soundstage.stage.v1.DenoiseRequest\x1a$.soundstage.stage.v1.DenoiseResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%soundstage/stage/v1/dit_service.proto\x12\x13soundstage.stage.v1\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\x1a\x1fsoundstage/type/v1/tensor.proto\"\x82\x01\n\x0fTokenizeRequest\x12\x33\n\x05setup\x18\x01 \x01(\x0b\x32\".soundstage.stage.v1.TokenizeSetupH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x06\n\x04part\"A\n\rTokenizeSetup\x12\x15\n\rlatent_frames\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"!\n\x10TokenizeResponse\x12\r\n\x05\x63odes\x18\x01 \x03(\r\"\xeb\x01\n\x0e\x44\x65noiseRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\r\n\x05\x63odes\x18\x04 \x03(\r\x12\x15\n\rlatent_frames\x18\x05 \x01(\r\x12\x0c\n\x04seed\x18\x06 \x01(\r\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x19\n\x11model_fingerprint\x18\x08 \x01(\t\"\x88\x01\n\x0f\x44\x65noiseResponse\x12\x38\n\x08progress\x18\x01 \x01(\x0b\x32$.soundstage.stage.v1.DenoiseProgressH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x07\n\x05\x65vent\".\n\x0f\x44\x65noiseProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r2\xbf\x01\n\nDitService\x12V\n\x07\x44\x65noise\x12#.soundstage.stage.v1.DenoiseRequest\x1a$.soundstage.stage.v1.DenoiseResponse0\x01\x12Y\n\x08Tokenize\x12$.soundstage.stage.v1.TokenizeRequest\x1a%.soundstage.stage.v1.TokenizeResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.stage.v1.dit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DENOISEREQUEST']._serialized_start=162
-  _globals['_DENOISEREQUEST']._serialized_end=397
-  _globals['_DENOISERESPONSE']._serialized_start=400
-  _globals['_DENOISERESPONSE']._serialized_end=536
-  _globals['_DENOISEPROGRESS']._serialized_start=538
-  _globals['_DENOISEPROGRESS']._serialized_end=584
-  _globals['_DITSERVICE']._serialized_start=586
-  _globals['_DITSERVICE']._serialized_end=686
+  _globals['_TOKENIZEREQUEST']._serialized_start=162
+  _globals['_TOKENIZEREQUEST']._serialized_end=292
+  _globals['_TOKENIZESETUP']._serialized_start=294
+  _globals['_TOKENIZESETUP']._serialized_end=359
+  _globals['_TOKENIZERESPONSE']._serialized_start=361
+  _globals['_TOKENIZERESPONSE']._serialized_end=394
+  _globals['_DENOISEREQUEST']._serialized_start=397
+  _globals['_DENOISEREQUEST']._serialized_end=632
+  _globals['_DENOISERESPONSE']._serialized_start=635
+  _globals['_DENOISERESPONSE']._serialized_end=771
+  _globals['_DENOISEPROGRESS']._serialized_start=773
+  _globals['_DENOISEPROGRESS']._serialized_end=819
+  _globals['_DITSERVICE']._serialized_start=822
+  _globals['_DITSERVICE']._serialized_end=1013
 # @@protoc_insertion_point(module_scope)

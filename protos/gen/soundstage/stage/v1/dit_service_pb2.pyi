@@ -22,6 +22,88 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class TokenizeRequest(_message.Message):
+    """TokenizeRequest is the setup (first message, and only there) or a run of latents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETUP_FIELD_NUMBER: _builtins.int
+    LATENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def setup(self) -> Global___TokenizeSetup:
+        """setup opens the stream."""
+
+    @_builtins.property
+    def latents(self) -> _tensor_pb2.LatentChunk:
+        """latents are consecutive, from frame 0 to the last."""
+
+    def __init__(
+        self,
+        *,
+        setup: Global___TokenizeSetup | None = ...,
+        latents: _tensor_pb2.LatentChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "part", b"part", "setup", b"setup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latents", b"latents", "part", b"part", "setup", b"setup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["setup", "latents"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015
+
+@_typing.final
+class TokenizeSetup(_message.Message):
+    """TokenizeSetup says what will be tokenized."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENT_FRAMES_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    latent_frames: _builtins.int
+    """latent_frames is the length of the whole song, 1 to 15000."""
+    model_fingerprint: _builtins.str
+    """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    def __init__(
+        self,
+        *,
+        latent_frames: _builtins.int = ...,
+        model_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent_frames", b"latent_frames", "model_fingerprint", b"model_fingerprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeSetup: _TypeAlias = TokenizeSetup  # noqa: Y015
+
+@_typing.final
+class TokenizeResponse(_message.Message):
+    """TokenizeResponse is the song in codes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """codes are audio codes, 0 to 63999, one for every 5 latent frames; the last one covers what is left, with silence."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizeResponse: _TypeAlias = TokenizeResponse  # noqa: Y015
+
+@_typing.final
 class DenoiseRequest(_message.Message):
     """DenoiseRequest asks for the latents of one song."""
 

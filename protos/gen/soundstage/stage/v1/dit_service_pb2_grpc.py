@@ -40,6 +40,11 @@ class DitServiceStub(object):
                 request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseRequest.SerializeToString,
                 response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.stream_unary(
+                '/soundstage.stage.v1.DitService/Tokenize',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
 
 
 class DitServiceServicer(object):
@@ -54,6 +59,14 @@ class DitServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request_iterator, context):
+        """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
+        begins its work on the device.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +74,11 @@ def add_DitServiceServicer_to_server(servicer, server):
                     servicer.Denoise,
                     request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseRequest.FromString,
                     response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.stream_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +109,33 @@ class DitService(object):
             '/soundstage.stage.v1.DitService/Denoise',
             soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseRequest.SerializeToString,
             soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/soundstage.stage.v1.DitService/Tokenize',
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class DitServiceStub:
     """Denoise makes the latents of one song. It answers one progress event a step, then the latents in order. Cancelling
     takes the song out of the batch before the next step; other songs are not affected.
     """
+    Tokenize: _grpc.StreamUnaryMultiCallable[_dit_service_pb2.TokenizeRequest, _dit_service_pb2.TokenizeResponse]
+    """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
+    begins its work on the device.
+    """
 
 @_typing.type_check_only
 class DitServiceAsyncStub(DitServiceStub):
@@ -46,6 +50,10 @@ class DitServiceAsyncStub(DitServiceStub):
     Denoise: _aio.UnaryStreamMultiCallable[_dit_service_pb2.DenoiseRequest, _dit_service_pb2.DenoiseResponse]  # type: ignore[assignment]
     """Denoise makes the latents of one song. It answers one progress event a step, then the latents in order. Cancelling
     takes the song out of the batch before the next step; other songs are not affected.
+    """
+    Tokenize: _aio.StreamUnaryMultiCallable[_dit_service_pb2.TokenizeRequest, _dit_service_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
+    begins its work on the device.
     """
 
 class DitServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,6 +67,16 @@ class DitServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_dit_service_pb2.DenoiseResponse], _abc.AsyncIterator[_dit_service_pb2.DenoiseResponse]]:
         """Denoise makes the latents of one song. It answers one progress event a step, then the latents in order. Cancelling
         takes the song out of the batch before the next step; other songs are not affected.
+        """
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request_iterator: _MaybeAsyncIterator[_dit_service_pb2.TokenizeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_dit_service_pb2.TokenizeResponse, _abc.Awaitable[_dit_service_pb2.TokenizeResponse]]:
+        """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
+        begins its work on the device.
         """
 
 def add_DitServiceServicer_to_server(servicer: DitServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
