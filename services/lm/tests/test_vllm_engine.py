@@ -135,6 +135,12 @@ async def assert_all_memory_is_free(vllm: VllmWriter) -> None:
     assert vllm.num_live == 0
 
 
+async def test_the_model_runner_is_the_newer_one_where_it_can_run(vllm: VllmWriter) -> None:
+    import triton.backends
+
+    assert vllm.engine.vllm_config.use_v2_model_runner == ("cpu" in triton.backends.backends)
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
 async def test_greedy_codes_of_eight_songs_equal_transformers_and_our_own_engine(
     vllm: VllmWriter, writer: TorchWriter, reference: Reference, scale: float
@@ -247,6 +253,25 @@ async def test_a_request_without_a_ticket_never_reaches_the_engine(vllm: VllmWri
             pass
     text = codes_text(0, count=3)
     assert await collect(vllm.write(text)) == reference.write(text, 3)
+
+
+async def test_a_token_that_the_network_lacks_never_reaches_the_engine(
+    vllm: VllmWriter, tokenizer: PlannerTokenizer
+) -> None:
+    for token in (-1, tokenizer.size):
+        with pytest.raises(AssertionError):
+            await collect(vllm.write(replace(codes_text(0, scale=1.0), prompts=((token,),))))
+    await assert_all_memory_is_free(vllm)
+
+
+async def test_a_partner_that_is_refused_ends_the_song(vllm: VllmWriter) -> None:
+    from soundstage_lm.vllm_engine.writer import OutOfStepError
+
+    text = codes_text(0, count=3)
+    async with asyncio.timeout(30):
+        with pytest.raises(OutOfStepError, match="ended a text early"):
+            await collect(vllm.write(replace(text, prompts=(text.prompts[0], ()))))
+    await assert_all_memory_is_free(vllm)
 
 
 async def test_a_partner_that_comes_late_ends_the_song_and_later_the_engine_is_lost(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Final
 from uuid import uuid4
 
@@ -44,6 +44,7 @@ class VllmWriter:
         self._stops = [halt, end]
         config = engine.vllm_config
         self.max_tokens: int = config.model_config.max_model_len
+        self._vocabulary: int = config.model_config.get_vocab_size()
         self._max_prompts: int = config.scheduler_config.max_num_batched_tokens
         self._page: int = config.cache_config.block_size
         self._num_pages: int = (config.cache_config.num_gpu_blocks or 0) - 1  # one is the engine's own
@@ -80,25 +81,28 @@ class VllmWriter:
                     allowed = constraint.allowed
                     tokens.append(token)
                     if allowed is None and partner is not None:
-                        async with asyncio.timeout(_PARTNER_DEADLINE_S):
-                            if await partner != tokens:
-                                raise OutOfStepError("the two requests of a guided text hold different tokens")
+                        await asyncio.wait([partner], timeout=_PARTNER_DEADLINE_S)
+                        if not partner.done() or partner.result() != tokens:
+                            raise OutOfStepError("the two requests of a guided text hold different tokens")
                     yield token
             if allowed is not None:
                 raise OutOfStepError(f"the engine ended a text early, after {len(tokens)} tokens")
         except EngineDeadError as error:
             raise EngineLostError("the planner's engine has died") from error
         finally:
+            self._num_live -= 1
             if partner is not None:
                 partner.cancel()
-                with suppress(asyncio.CancelledError, EngineDeadError):
-                    await partner
-            self._num_live -= 1
+                await asyncio.gather(partner, return_exceptions=True)
 
     async def _write_unheard(self, text: Text, name: str) -> list[int]:
         """Follow the unconditional request, whose tokens are the other's."""
-        async with aclosing(self._request(text, name, "unconditional")) as tokens:
-            return [token async for token in tokens]
+        try:
+            async with aclosing(self._request(text, name, "unconditional")) as tokens:
+                return [token async for token in tokens]
+        except Exception:
+            await self.engine.abort(f"{name}-conditional")  # or it would wait for its partner for ever
+            raise
 
     async def _request(self, text: Text, name: str, role: Role) -> AsyncGenerator[int, None]:
         ticket = Ticket(text=name, role=role, rule=text.rule, sampling=text.sampling, seed=text.seed, phase=text.phase)
@@ -119,6 +123,7 @@ class VllmWriter:
 
     def _check_room(self, text: Text) -> None:
         """Refuse what the engine could never hold: inside, it would stop everybody."""
+        assert all(0 <= token < self._vocabulary for prompt in text.prompts for token in prompt)
         lengths = [len(prompt) + text.rule.max_tokens for prompt in text.prompts]
         pages = sum(-(-length // self._page) for length in lengths)
         num_prompt_tokens = sum(map(len, text.prompts))
