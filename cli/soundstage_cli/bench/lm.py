@@ -25,6 +25,7 @@ SHAPES: Final = {"0.6B": SMALL, "tiny": TINY}
 BASELINE: Final = "transformers"
 CAPTION: Final = "a warm lo-fi beat"
 LYRICS: Final = "[Instrumental]"
+_REHEARSED_CODES: Final = 10
 _FINISHED: Final = "config.json"
 
 
@@ -37,6 +38,9 @@ class Run:
     round: int
     codes_per_s: float
     first_code_s: float  # the middle song's
+
+    def __str__(self) -> str:
+        return f"{self.engine} with {self.songs} {self.codes_per_s:.1f} codes/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +77,15 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[Run]
                 )
             )
             channels[engine] = await stack.enter_async_context(grpc.aio.insecure_channel(target))
-        # The first is a rehearsal: weights are laid out, and memory is taken, at first use.
+        # A rehearsal first: weights are laid out, and memory is taken, at first use.
         for number in range(plan.rounds + 1):
-            tell(f"round {number} of {plan.rounds}" if number else "rehearsal")
-            runs = [await _measure_baseline(baseline, plan, number)]
+            num_codes = plan.num_codes if number else _REHEARSED_CODES
+            runs = [await _measure_baseline(baseline, number, num_codes)]
             for songs in plan.songs:
-                runs += [await _measure_stage(channels[engine], engine, songs, plan, number) for engine in plan.engines]
+                for engine in plan.engines:
+                    runs.append(await _measure_stage(channels[engine], engine, songs, number, num_codes))
             if number:
+                tell(f"round {number}: {', '.join(map(str, runs))}")
                 for run in runs:
                     yield run
 
@@ -94,9 +100,9 @@ def write_checkpoint(size: str, cache: Path) -> Path:
     return folder
 
 
-async def _measure_baseline(baseline: Transformers, plan: Plan, number: int) -> Run:
+async def _measure_baseline(baseline: Transformers, number: int, num_codes: int) -> Run:
     start = time.perf_counter()
-    times = await asyncio.to_thread(baseline.write, CAPTION, LYRICS, plan.num_codes)
+    times = await asyncio.to_thread(baseline.write, CAPTION, LYRICS, num_codes)
     return Run(
         engine=BASELINE,
         songs=1,
@@ -106,10 +112,10 @@ async def _measure_baseline(baseline: Transformers, plan: Plan, number: int) -> 
     )
 
 
-async def _measure_stage(channel: grpc.aio.Channel, engine: str, songs: int, plan: Plan, number: int) -> Run:
+async def _measure_stage(channel: grpc.aio.Channel, engine: str, songs: int, number: int, num_codes: int) -> Run:
     start = time.perf_counter()
     seeds = range(1000 * number, 1000 * number + songs)
-    arrivals = await asyncio.gather(*(_write_song(channel, seed, plan.num_codes) for seed in seeds))
+    arrivals = await asyncio.gather(*(_write_song(channel, seed, num_codes) for seed in seeds))
     first = max(times[0] for times in arrivals)
     last = min(times[-1] for times in arrivals)
     if first >= last:  # short songs: the first has ended when the last begins
