@@ -1,28 +1,32 @@
 """An order: what a request asks for, checked whole and with every default filled in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
+from soundstage.music.v1.composer_service_pb2 import PlanSongRequest, PolishSongRequest
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOptions
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SampleFormat
-from soundstage.type.v1.options_pb2 import DiffusionOptions, SamplingOptions
+from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
-from soundstage_runtime.score import INSTRUMENTAL
+from soundstage_runtime.score import CODE_RATE_HZ, DURATION_RANGE_S, INSTRUMENTAL, NUM_CODES
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 MAX_VARIANTS = 8
+MIN_CODES = CODE_RATE_HZ
+MAX_CODES = int(DURATION_RANGE_S[1]) * CODE_RATE_HZ
 SAMPLE_FORMATS = (SAMPLE_FORMAT_S16, SAMPLE_FORMAT_F32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A valid request. `seeds` has one entry for every variant."""
+    """A valid request. `seeds` has one entry for every variant; `codes` are the user's own."""
 
     caption: str
     lyrics: str
     metadata: SongMetadata
     is_planned: bool
-    sampling: SamplingOptions
+    planner: PlannerOptions
+    codes: tuple[int, ...]
     diffusion: DiffusionOptions
     sample_format: SampleFormat.ValueType
     seeds: tuple[int, ...]
@@ -33,18 +37,18 @@ def read_order(
 ) -> Order:
     """Check every field and fill in what is left open; raises InvalidRequestError naming all that are bad."""
     checks = Checks()
-    checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
-    checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
-    if not request.caption.strip() and not request.lyrics.strip():
-        checks.refuse("caption", "is empty, and so is lyrics; say in one of them what to make")
-    if request.instrumental and request.lyrics.strip():
-        checks.refuse("lyrics", "must be empty when instrumental is true")
-    checks.metadata(request.metadata)
+    check_words(checks, request)
+    metadata = checks.metadata(request.metadata)
     checks.sampling(request.planner.sampling, field="planner.sampling")
     checks.diffusion(request.diffusion, field="diffusion")
-    is_planned = request.planner.enabled if request.planner.HasField("enabled") else True
-    if not is_planned and not request.metadata.HasField("duration_s"):
-        checks.refuse("metadata.duration_s", "is not set; it is needed when planner.enabled is false")
+    check_codes(checks, "codes", request.codes)
+    if 0 < len(request.codes) < MIN_CODES:
+        checks.refuse("codes", f"has {len(request.codes)} entries; at least {MIN_CODES}, a second of music")
+    planner = request.planner
+    is_planned = not request.codes and (planner.enabled or not planner.HasField("enabled"))
+    is_free = is_planned and (planner.write_metadata or not planner.HasField("write_metadata"))
+    if not (is_free or request.codes or request.metadata.HasField("duration_s")):
+        checks.refuse("metadata.duration_s", "is not set; nobody else chooses it when the planner writes no metadata")
     sample_format = request.output.sample_format or SAMPLE_FORMAT_S16
     if sample_format not in SAMPLE_FORMATS:
         names = ", ".join(SampleFormat.Name(value) for value in SAMPLE_FORMATS)
@@ -57,10 +61,30 @@ def read_order(
     return Order(
         caption=request.caption,
         lyrics=INSTRUMENTAL if request.instrumental else request.lyrics,
-        metadata=request.metadata,
+        metadata=metadata,
         is_planned=is_planned,
-        sampling=request.planner.sampling,
+        planner=planner,
+        codes=tuple(request.codes),
         diffusion=request.diffusion,
         sample_format=sample_format,
         seeds=tuple(request.seeds) + tuple(draw_seed() for _ in range(variants - len(request.seeds))),
     )
+
+
+def check_words(checks: Checks, request: GenerateSongRequest | PlanSongRequest | PolishSongRequest) -> None:
+    """Check what a request says in words."""
+    checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
+    checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
+    if not request.caption.strip() and not request.lyrics.strip():
+        checks.refuse("caption", "is empty, and so is lyrics; say in one of them what to make")
+    if not isinstance(request, PolishSongRequest) and request.instrumental and request.lyrics.strip():
+        checks.refuse("lyrics", "must be empty when instrumental is true")
+
+
+def check_codes(checks: Checks, field: str, codes: Sequence[int]) -> None:
+    """Check audio codes, if there are any."""
+    if len(codes) > MAX_CODES:
+        checks.refuse(field, f"has {len(codes)} entries; at most {MAX_CODES}")
+    bad = next((index for index, code in enumerate(codes) if code >= NUM_CODES), None)
+    if bad is not None:
+        checks.refuse(f"{field}[{bad}]", f"is {codes[bad]}; must be 0 to {NUM_CODES - 1}")

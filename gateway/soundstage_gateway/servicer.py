@@ -24,6 +24,7 @@ from soundstage.music.v1.catalog_service_pb2_grpc import (
     CatalogServiceStub,
     add_CatalogServiceServicer_to_server,
 )
+from soundstage.music.v1.composer_service_pb2_grpc import add_ComposerServiceServicer_to_server
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_DIT,
     STAGE_LM,
@@ -34,6 +35,7 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceServicer, add_SongServiceServicer_to_server
 from soundstage.stage.v1.stage_service_pb2 import DescribeResponse
+from soundstage_gateway.composer_servicer import ComposerServicer
 from soundstage_gateway.order import MAX_VARIANTS, SAMPLE_FORMATS, Order, read_order
 from soundstage_gateway.song import Song
 from soundstage_gateway.stages import NAMES, Stages
@@ -223,10 +225,14 @@ class CatalogServicer(CatalogServiceServicer):
 def offer(stages: Stages, admission: Admission, *, stall_timeout_s: float) -> list[Service]:
     """The services of a gateway, for a Server."""
     song = SongServicer(stages, admission, stall_timeout_s=stall_timeout_s)
-    catalog = CatalogServicer(stages, admission)
+    composer, catalog = ComposerServicer(stages, admission), CatalogServicer(stages, admission)
     return [
         Service(
             name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)
+        ),
+        Service(
+            name="soundstage.music.v1.ComposerService",
+            add=lambda server: add_ComposerServiceServicer_to_server(composer, server),
         ),
         Service(
             name="soundstage.music.v1.CatalogService",

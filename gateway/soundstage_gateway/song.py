@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Protocol
 
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_DIT,
@@ -12,19 +13,20 @@ from soundstage.music.v1.song_service_pb2 import (
     Completed,
     GenerateSongResponse,
     Plan,
+    PlannerOptions,
     Progress,
     Stage,
     StageTiming,
 )
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse
-from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, ComposeResponse
+from soundstage.stage.v1.lm_service_pb2 import ComposePlan, ComposeRequest, ComposeResponse
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
 from soundstage.type.v1.audio_pb2 import AudioHeader
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_gateway.order import Order
 from soundstage_gateway.stages import Stages, ask
-from soundstage_runtime.score import CHANNELS, LATENTS_PER_CODE, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+from soundstage_runtime.score import CHANNELS, CODE_RATE_HZ, LATENTS_PER_CODE, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 
 
 class Song:
@@ -38,8 +40,9 @@ class Song:
         self._seed = seed
         self._stages = stages
         self._fingerprints = fingerprints
+        self._caption = order.caption
         self._metadata = order.metadata
-        self._codes: list[int] = []
+        self._codes = list(order.codes)
         self._latents: list[LatentChunk] = []
         self._timings: list[StageTiming] = []
 
@@ -51,24 +54,24 @@ class Song:
                     yield event
 
     async def _plan(self) -> AsyncGenerator[GenerateSongResponse, None]:
-        if not self._order.is_planned:
-            yield GenerateSongResponse(plan=Plan(metadata=self._metadata))
+        order = self._order
+        if not order.is_planned:
+            if order.codes:
+                self._metadata = SongMetadata()
+                self._metadata.CopyFrom(order.metadata)
+                self._metadata.duration_s = len(order.codes) / CODE_RATE_HZ
+            yield GenerateSongResponse(plan=Plan(metadata=self._metadata, code_count=len(order.codes)))
             return
-        request = ComposeRequest(
-            caption=self._order.caption,
-            lyrics=self._order.lyrics,
-            metadata=self._order.metadata,
-            seed=self._seed,
-            sampling=self._order.sampling,
-            model_fingerprint=self._fingerprints[STAGE_LM],
-        )
+        request = compose_request(order, order.planner, seed=self._seed, model_fingerprint=self._fingerprints[STAGE_LM])
         started_s = time.monotonic()
         code_count = 0
         async with aclosing(ask(STAGE_LM, self._stages.lm.Compose, request, ComposeResponse)) as responses:
             async for response in responses:
                 if response.HasField("plan"):
-                    self._metadata, code_count = response.plan.metadata, response.plan.code_count
-                    yield GenerateSongResponse(plan=Plan(metadata=self._metadata, code_count=code_count))
+                    plan = public_plan(response.plan)
+                    self._metadata, code_count = plan.metadata, plan.code_count
+                    self._caption = plan.caption or order.caption
+                    yield GenerateSongResponse(plan=plan)
                 elif response.HasField("codes"):
                     self._codes += response.codes.codes
                     yield _progress(STAGE_LM, len(self._codes), code_count)
@@ -80,7 +83,7 @@ class Song:
         else:
             latent_frames = round(self._metadata.duration_s * SAMPLE_RATE_HZ) // SAMPLES_PER_LATENT
         request = DenoiseRequest(
-            caption=self._order.caption,
+            caption=self._caption,
             lyrics=self._order.lyrics,
             metadata=self._metadata,
             codes=self._codes,
@@ -151,6 +154,38 @@ class Song:
                 stage=stage, duration_s=time.monotonic() - started_s, model_fingerprint=self._fingerprints[stage]
             )
         )
+
+
+class Words(Protocol):
+    """What a planner is told in words."""
+
+    @property
+    def caption(self) -> str: ...
+    @property
+    def lyrics(self) -> str: ...
+    @property
+    def metadata(self) -> SongMetadata: ...
+
+
+def compose_request(words: Words, planner: PlannerOptions, *, seed: int, model_fingerprint: str) -> ComposeRequest:
+    """Ask the language model for a plan; switches that the client left alone are left to the model's defaults."""
+    request = ComposeRequest(
+        caption=words.caption,
+        lyrics=words.lyrics,
+        metadata=words.metadata,
+        seed=seed,
+        sampling=planner.sampling,
+        model_fingerprint=model_fingerprint,
+    )
+    for switch in ("write_metadata", "rewrite_caption", "detect_language"):
+        if planner.HasField(switch):
+            setattr(request, switch, getattr(planner, switch))
+    return request
+
+
+def public_plan(plan: ComposePlan) -> Plan:
+    """Write the language model's plan as clients see it."""
+    return Plan(metadata=plan.metadata, code_count=plan.code_count, caption=plan.caption, fields=plan.fields)
 
 
 def _progress(stage: Stage.ValueType, done: int, total: int) -> GenerateSongResponse:

@@ -1,7 +1,7 @@
 """The three stages as the gateway sees them: channels, calls that tell their errors, and who they are."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
@@ -84,3 +84,12 @@ async def ask(
         raise from_rpc(NAMES[stage], error) from error
     finally:
         call.cancel()
+
+
+async def ask_once(stage: Stage.ValueType, method: Callable[..., Awaitable[Response]], request: object) -> Response:
+    """Call a method of a stage that answers once. Raises what `from_rpc` makes of a failed call."""
+    hop = next_hop()
+    try:
+        return await method(request, timeout=hop.timeout_s, metadata=hop.metadata)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc(NAMES[stage], error) from error

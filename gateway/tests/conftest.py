@@ -16,11 +16,29 @@ from soundstage.stage.v1 import (
     stage_service_pb2_grpc,
     vae_service_pb2_grpc,
 )
-from soundstage.stage.v1.dit_service_pb2 import DenoiseProgress, DenoiseRequest, DenoiseResponse
-from soundstage.stage.v1.lm_service_pb2 import CodeChunk, ComposePlan, ComposeRequest, ComposeResponse
+from soundstage.stage.v1.dit_service_pb2 import (
+    DenoiseProgress,
+    DenoiseRequest,
+    DenoiseResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from soundstage.stage.v1.lm_service_pb2 import (
+    CodeChunk,
+    ComposePlan,
+    ComposeRequest,
+    ComposeResponse,
+    DraftRequest,
+    DraftResponse,
+    PolishRequest,
+    PolishResponse,
+    UnderstandRequest,
+    UnderstandResponse,
+)
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, EncodeRequest, EncodeResponse
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
+from soundstage.type.v1.score_pb2 import ORIGIN_LM, PlanField, SongText
 from soundstage_gateway.servicer import offer, warm_up
 from soundstage_gateway.stages import Stages, Targets
 from soundstage_runtime import tensors
@@ -41,12 +59,14 @@ class Steady:
     requests: list[Any] = field(default_factory=list[Any])
     metadata: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     remaining_s: list[float | None] = field(default_factory=list[float | None])
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         self.metadata.append({key: str(metadata.get(key, "")) for key in (REQUEST_ID_KEY, SONG_KEY)})
         self.remaining_s.append(context.time_remaining())
+        self.begun.set()
 
     async def between(self) -> None:
         """Called in the middle of the work."""
@@ -58,17 +78,18 @@ class Steady:
         if not request.metadata.HasField("duration_s"):
             plan.metadata.duration_s = 12
         plan.metadata.bpm = 120
-        plan.code_count = int(plan.metadata.duration_s * 5)
+        field = PlanField(name="bpm", value="120", origin=ORIGIN_LM)
+        plan.fields.append(field)
+        if request.rewrite_caption or not request.HasField("rewrite_caption"):
+            plan.caption = f"rewritten: {request.caption}"
+        if request.write_codes or not request.HasField("write_codes"):
+            plan.code_count = int(plan.metadata.duration_s * 5)
+        yield ComposeResponse(field=field)
         yield ComposeResponse(plan=plan)
         await self.between()
         for first in range(0, plan.code_count, 5):
             codes = [(request.seed + code) % 64000 for code in range(first, min(first + 5, plan.code_count))]
             yield ComposeResponse(codes=CodeChunk(first_code=first, codes=codes))
-
-    async def Understand(self, request: Any, context: Context) -> Any:
-        raise AssertionError("the gateway does not ask for texts yet")
-
-    Draft = Polish = Understand
 
     async def Denoise(self, request: DenoiseRequest, context: Context) -> AsyncIterator[DenoiseResponse]:
         self.requests.append(request)
@@ -107,8 +128,49 @@ class Steady:
     async def Encode(
         self, request_iterator: AsyncIterator[EncodeRequest], context: Context
     ) -> AsyncIterator[EncodeResponse]:
-        raise AssertionError("the gateway does not encode yet")
-        yield EncodeResponse()
+        self.note(context)
+        frames, heard = 0, 0
+        async for request in request_iterator:
+            if request.HasField("setup"):
+                self.requests.append(request.setup)
+                frames = request.setup.frame_count // 1920
+            heard += request.audio.frame_count
+        await self.between()
+        assert heard // 1920 == frames
+        # Latent frame n holds the value n everywhere.
+        values = np.repeat(np.arange(frames, dtype=np.float32)[:, None], 64, axis=1)
+        for chunk in tensors.latent_chunks(values, tensors.DATA_TYPES["float32"]):
+            yield EncodeResponse(latents=chunk)
+
+    async def Tokenize(self, request_iterator: AsyncIterator[TokenizeRequest], context: Context) -> TokenizeResponse:
+        self.note(context)
+        codes: list[int] = []
+        async for request in request_iterator:
+            if request.HasField("setup"):
+                self.requests.append(request.setup)
+                continue
+            latents = tensors.from_proto(request.latents.tensor, "latents", shape=(None, 64))
+            codes += [int(value) for value in latents[:, 0] if value % 5 == 0]
+        await self.between()
+        return TokenizeResponse(codes=codes)
+
+    async def Understand(self, request: UnderstandRequest, context: Context) -> UnderstandResponse:
+        self.requests.append(request)
+        self.note(context)
+        await self.between()
+        return UnderstandResponse(text=SongText(caption=f"{len(request.codes)} codes"))
+
+    async def Draft(self, request: DraftRequest, context: Context) -> DraftResponse:
+        self.requests.append(request)
+        self.note(context)
+        await self.between()
+        return DraftResponse(text=SongText(caption=request.query.upper(), genres="pop"))
+
+    async def Polish(self, request: PolishRequest, context: Context) -> PolishResponse:
+        self.requests.append(request)
+        self.note(context)
+        await self.between()
+        return PolishResponse(text=SongText(caption=request.caption.upper(), metadata=request.metadata))
 
 
 class Stuck(Steady):

@@ -18,6 +18,7 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
+from soundstage.type.v1.score_pb2 import ORIGIN_LM
 from soundstage_runtime.errors import read_details
 
 from .conftest import Broken, Deploy, Deployment, Steady, Stuck, serve_stage
@@ -92,6 +93,40 @@ async def test_the_planner_decides_the_duration_when_the_request_does_not(deploy
         events = await collect(deployment, GenerateSongRequest(caption="x"))
     assert events[1].plan.metadata.duration_s == 12
     assert events[-1].completed.frame_count == 12 * 48_000
+
+
+async def test_the_planners_caption_and_fields_are_told_and_its_caption_reaches_the_diffusion(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        events = await collect(deployment, song())
+        kept = await collect(deployment, song(planner={"rewrite_caption": False, "detect_language": False}))
+        first, second = deployment.stages["dit"].requests
+        switched = deployment.stages["lm"].requests[1]
+    assert events[1].plan.caption == first.caption == "rewritten: a calm piano"
+    assert [(field.name, field.value, field.origin) for field in events[1].plan.fields] == [("bpm", "120", ORIGIN_LM)]
+    assert (kept[1].plan.caption, second.caption) == ("", "a calm piano")
+    assert (switched.HasField("write_metadata"), switched.rewrite_caption, switched.detect_language) == (
+        False,
+        False,
+        False,
+    )
+
+
+async def test_codes_that_come_with_a_request_are_the_song(deploy: Deploy) -> None:
+    codes = list(range(100, 117))
+    async with deploy() as deployment:
+        events = await collect(deployment, song(codes=codes, metadata={"bpm": 90}))
+        asked = deployment.stages["dit"].requests[0]
+        assert deployment.stages["lm"].requests == []
+    assert (list(asked.codes), asked.latent_frames, asked.metadata.duration_s) == (codes, 85, 3.4)
+    assert (events[1].plan.code_count, events[1].plan.metadata.bpm) == (17, 90)
+    assert events[-1].completed.frame_count == 85 * 1920
+
+
+async def test_musicians_spellings_reach_the_stages_as_the_models_spell_them(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        await collect(deployment, song(metadata={"key_scale": "Am", "time_signature": "6/8", "duration_s": 2}))
+        told = deployment.stages["lm"].requests[0].metadata
+    assert (told.key_scale, told.time_signature) == ("A minor", "6")
 
 
 @pytest.mark.parametrize(("duration_s", "latent_frames"), [(4.44, 111), (1, 25), (7.27, 181), (599.99, 14_999)])
