@@ -6,42 +6,44 @@ from typing import Any, Self
 
 from soundstage_dit.model.shape import ConditionShape, DitShape, StackShape
 from soundstage_runtime.checkpoint import CheckpointError
+from soundstage_runtime.score import LATENTS_PER_CODE
 
 Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """The shapes of all networks; `detokenizer` is given to diffusers' module as it is."""
+    """The shapes of all networks; `pooler` and `detokenizer` are given to diffusers' modules as they are."""
 
     variant: str
     dit: DitShape
     condition: ConditionShape
     code_levels: tuple[int, ...]
     code_width: int
+    pooler: dict[str, Any]
     detokenizer: dict[str, Any]
 
     @classmethod
     def of(cls, config: Config, encoder_config: Config, *, where: str) -> Self:
         """Read the configurations of the transformer and of the encoders; raises CheckpointError naming `where`."""
         try:
+            _check_codes(encoder_config)
             return cls(
                 variant=_variant(config),
                 dit=_dit(config),
                 condition=_condition(encoder_config, has_timbre_token=_is_xl(config)),
                 code_levels=tuple(encoder_config["fsq_input_levels"]),
                 code_width=encoder_config["fsq_dim"],
+                pooler={name: encoder_config[name] for name in _POOLER},
                 detokenizer={name: encoder_config[name] for name in _DETOKENIZER},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{where}: the configuration lacks a usable {error}") from error
 
 
-_DETOKENIZER = (
+_POOLER = (
     "hidden_size",
     "intermediate_size",
-    "audio_acoustic_hidden_dim",
-    "pool_window_size",
     "num_attention_pooler_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
@@ -50,6 +52,7 @@ _DETOKENIZER = (
     "rms_norm_eps",
     "sliding_window",
 )
+_DETOKENIZER = (*_POOLER, "audio_acoustic_hidden_dim", "pool_window_size")
 _ENCODER_OWN = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 
 
@@ -68,6 +71,13 @@ def _variant(config: Config) -> str:
     if config.get("is_turbo") or version.endswith("turbo"):
         version = "turbo"
     return f"xl-{version}" if _is_xl(config) else version
+
+
+def _check_codes(config: Config) -> None:
+    # The planner's language: one code for 5 frames.
+    for name, wanted in (("fsq_input_num_quantizers", 1), ("pool_window_size", LATENTS_PER_CODE)):
+        if config.get(name, wanted) != wanted:
+            raise ValueError(f"{name!r}: it is {config[name]}; {wanted} is wanted")
 
 
 def _dit(config: Config) -> DitShape:

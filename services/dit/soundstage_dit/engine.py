@@ -2,8 +2,9 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import structlog
@@ -15,15 +16,24 @@ from soundstage_dit.sampler import draw_noise, euler, schedule
 from soundstage_dit.song import Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.score import LATENTS_PER_CODE
 from soundstage_runtime.worker import Worker
 
 _log = structlog.get_logger()
+
+_FRAMES_AT_ONCE: Final = 64 * LATENTS_PER_CODE  # tokenized in one step: short beside a step of diffusion
 
 
 class DenoiseError(ServiceError):
     """A step failed, or its result is not finite; the songs of other steps are not touched."""
 
     reason = "DENOISE_FAILED"
+
+
+class TokenizeError(ServiceError):
+    """Latents led to numbers that are not finite."""
+
+    reason = "TOKENIZE_FAILED"
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -79,6 +89,21 @@ class DitEngine:
         finally:
             self._leave(entry)
         yield await self._worker.run(_read, entry.latents)
+
+    async def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
+        """Yield the codes of latents [frames, channels] that come in runs; raises TokenizeError.
+
+        A song is cut by its own length, not by the runs it comes in, so its codes are always the same. A closed
+        generator asks for no more pieces.
+        """
+        held = np.empty((0, self._model.channels), np.float32)
+        async for run in latents:
+            held = np.concatenate([held, run])
+            while len(held) >= _FRAMES_AT_ONCE:
+                yield await self._worker.run(self._encode, held[:_FRAMES_AT_ONCE])
+                held = held[_FRAMES_AT_ONCE:]
+        if len(held):
+            yield await self._worker.run(self._encode, held)
 
     def close(self) -> None:
         """End the worker; waits for the step in hand."""
@@ -136,6 +161,16 @@ class DitEngine:
         if self._model.device.type == "cuda":
             # Else the host runs steps ahead of the device: progress would come early and cancel late.
             torch.cuda.synchronize(self._model.device)
+
+    @torch.inference_mode()
+    def _encode(self, latents: NDArray[np.float32]) -> NDArray[np.int64]:
+        model = self._model
+        codes: NDArray[np.int64] = (
+            model.code_encoder(torch.from_numpy(latents).to(model.device), model.silence).cpu().numpy()
+        )
+        if (codes < 0).any():
+            raise TokenizeError("the model's codes are not finite: the latents are too large, or float16 is too narrow")
+        return codes
 
 
 def _read(latents: Tensor) -> NDArray[np.float32]:

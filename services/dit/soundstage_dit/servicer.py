@@ -8,7 +8,15 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from soundstage.stage.v1.dit_service_pb2 import DESCRIPTOR, DenoiseProgress, DenoiseRequest, DenoiseResponse
+from soundstage.stage.v1.dit_service_pb2 import (
+    DESCRIPTOR,
+    DenoiseProgress,
+    DenoiseRequest,
+    DenoiseResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizeSetup,
+)
 from soundstage.stage.v1.dit_service_pb2_grpc import (
     DitServiceServicer,
     DitServiceStub,
@@ -20,14 +28,16 @@ from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_dit.song import Song, read_song
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
-from soundstage_runtime.score import INSTRUMENTAL
+from soundstage_runtime.request_stream import patient, read_first, read_latents
+from soundstage_runtime.score import INSTRUMENTAL, MAX_LATENT_FRAMES
 from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
+from soundstage_runtime.validation import Checks
 
 
-class Denoiser(Protocol):
-    """Makes the latents of songs."""
+class SongModel(Protocol):
+    """Makes the latents of songs, and the codes of latents."""
 
     @property
     def model_fingerprint(self) -> str:
@@ -38,21 +48,27 @@ class Denoiser(Protocol):
         """Yield the number of each step done, from 1, and then the latents [frames, 64]."""
         ...
 
+    def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
+        """Yield the codes [codes] of latents [frames, 64] that come in runs; each in order."""
+        ...
+
 
 class DitServicer(DitServiceServicer):
-    """Answers Denoise, as many at once as `admission` lets in."""
+    """Answers Denoise and Tokenize, as many at once as `admission` lets in."""
 
-    def __init__(self, denoiser: Denoiser, admission: Admission) -> None:
-        self._denoiser = denoiser
+    def __init__(self, model: SongModel, admission: Admission, *, idle_timeout_s: float = 30.0) -> None:
+        """A caller that sends nothing for `idle_timeout_s` while it is waited for loses its call and its place."""
+        self._model = model
         self._admission = admission
+        self._idle_timeout_s = idle_timeout_s
 
     async def Denoise(
         self, request: DenoiseRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[DenoiseResponse]:
         """See dit_service.proto."""
         song = read_song(request)
-        check_fingerprint(request.model_fingerprint, self._denoiser.model_fingerprint)
-        async with self._admission.enter(), aclosing(self._denoiser.denoise(song)) as events:
+        check_fingerprint(request.model_fingerprint, self._model.model_fingerprint)
+        async with self._admission.enter(), aclosing(self._model.denoise(song)) as events:
             async for event in events:
                 if isinstance(event, int):
                     yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.steps))
@@ -60,10 +76,27 @@ class DitServicer(DitServiceServicer):
                     for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
                         yield DenoiseResponse(latents=chunk)
 
+    async def Tokenize(
+        self, request_iterator: AsyncIterator[TokenizeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> TokenizeResponse:
+        """See dit_service.proto."""
+        requests = patient(request_iterator, timeout_s=self._idle_timeout_s)
+        setup = (await read_first(requests)).setup
+        checks = Checks()
+        checks.number("setup.latent_frames", setup.latent_frames, 1, MAX_LATENT_FRAMES)
+        checks.finish()
+        check_fingerprint(setup.model_fingerprint, self._model.model_fingerprint)
+        response = TokenizeResponse()
+        latents = read_latents(requests, setup.latent_frames)
+        async with self._admission.enter(), aclosing(self._model.tokenize(latents)) as pieces:
+            async for codes in pieces:
+                response.codes.extend(codes.tolist())
+        return response
 
-def offer(denoiser: Denoiser, *, model: StageModel, device: str, admission: Admission) -> list[Service]:
-    """Offer a denoiser as DitService and StageService."""
-    dit = DitServicer(denoiser, admission)
+
+def offer(songs: SongModel, *, model: StageModel, device: str, admission: Admission) -> list[Service]:
+    """Offer a model as DitService and StageService."""
+    dit = DitServicer(songs, admission)
     service = Service(
         name=DESCRIPTOR.services_by_name["DitService"].full_name,
         add=lambda server: add_DitServiceServicer_to_server(dit, server),
@@ -72,7 +105,8 @@ def offer(denoiser: Denoiser, *, model: StageModel, device: str, admission: Admi
 
 
 async def warm_up(channel: grpc.aio.Channel) -> None:
-    """Make a song of one code and one step through the channel."""
+    """Make a song of one code and one step through the channel, and tokenize it."""
+    dit = DitServiceStub(channel)
     request = DenoiseRequest(
         caption="silence",
         lyrics=INSTRUMENTAL,
@@ -80,5 +114,8 @@ async def warm_up(channel: grpc.aio.Channel) -> None:
         latent_frames=5,
         options=DiffusionOptions(steps=1),
     )
-    async for _ in DitServiceStub(channel).Denoise(request):
-        pass
+    parts = [TokenizeRequest(setup=TokenizeSetup(latent_frames=request.latent_frames))]
+    async for response in dit.Denoise(request):
+        if response.HasField("latents"):
+            parts.append(TokenizeRequest(latents=response.latents))
+    await dit.Tokenize(iter(parts))

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from soundstage_device.weights import build, read_weights
 from soundstage_dit.architecture import Architecture, encoder_config
 from soundstage_dit.conditioning import Conditioner
-from soundstage_dit.model.codes import CodeDecoder
+from soundstage_dit.model.codes import CodeDecoder, CodeEncoder
 from soundstage_dit.model.condition import ConditionEncoder
 from soundstage_dit.model.dit import Dit
 from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
@@ -42,6 +42,8 @@ class LoadedModel:
 
     dit: Dit
     conditioner: Conditioner
+    code_encoder: CodeEncoder
+    silence: Tensor  # [15000, channels]
     channels: int
     variant: str
     model_fingerprint: str
@@ -55,6 +57,7 @@ class _Contents:
     architecture: Architecture
     dit: dict[str, Tensor]
     condition_encoder: dict[str, Tensor]
+    code_encoder: dict[str, Tensor]
     code_decoder: dict[str, Tensor]
     silence: Tensor
     text_encoder: Path
@@ -82,6 +85,7 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
     if tuple(contents.silence.shape) != wanted:
         raise CheckpointError(f"{folder}: {_SILENCE} is {list(contents.silence.shape)}; {list(wanted)} is wanted")
     tokenizer = _load_tokenizer(contents.tokenizer)
+    silence = contents.silence.to(device=device, dtype=dtype)
     conditioner = Conditioner(
         tokenizer=tokenizer,
         text_encoder=_load_text_encoder(contents.text_encoder, device=device, dtype=dtype),
@@ -99,11 +103,21 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
             device=device,
             dtype=dtype,
         ),
-        silence=contents.silence.to(device=device, dtype=dtype),
+        silence=silence,
     )
     return LoadedModel(
         dit=build(lambda: Dit(shapes.dit), contents.dit, where=f"{folder}, decoder", device=device, dtype=dtype),
         conditioner=conditioner,
+        code_encoder=build(
+            lambda: CodeEncoder(
+                levels=shapes.code_levels, channels=shapes.dit.channels, width=shapes.code_width, pooler=shapes.pooler
+            ),
+            contents.code_encoder,
+            where=f"{folder}, tokenizer",
+            device=device,
+            dtype=dtype,
+        ),
+        silence=silence,
         channels=shapes.dit.channels,
         variant=shapes.variant,
         model_fingerprint=fingerprint(contents.files),
@@ -127,13 +141,15 @@ def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
     strange = sorted(set(groups) - {"decoder", "encoder", "tokenizer", "detokenizer", _NULL})
     if strange:
         raise CheckpointError(f"{folder}: unexpected tensors {strange[0]}.*")
+    code_encoder, way_out = _split_codebook(_to_diffusers(groups.get("tokenizer", {})))
     text_encoder = text_encoder or folder.parent / TEXT_ENCODER
     silence = folder / f"{_SILENCE}.pt"
     return _Contents(
         architecture=Architecture.of(config, encoder_config(config), where=str(folder / "config.json")),
         dit=groups.get("decoder", {}),
         condition_encoder=groups.get("encoder", {}),
-        code_decoder=_code_decoder(groups.get("tokenizer", {}), _to_diffusers(groups.get("detokenizer", {}))),
+        code_encoder=code_encoder,
+        code_decoder=way_out | _named("detokenizer", _to_diffusers(groups.get("detokenizer", {}))),
         silence=_read_silence(silence),
         text_encoder=text_encoder,
         tokenizer=text_encoder,
@@ -146,7 +162,8 @@ def _read_diffusers(folder: Path, text_encoder: Path | None) -> _Contents:
         folder / name for name in ("transformer", "condition_encoder", "audio_tokenizer", "audio_token_detokenizer")
     ]
     transformer, condition, tokens, _ = (read_json(part / "config.json") for part in parts)
-    dit, condition_encoder, quantizer, detokenizer = (read_weights(part) for part in parts)
+    dit, condition_encoder, audio_tokenizer, detokenizer = (read_weights(part) for part in parts)
+    code_encoder, way_out = _split_codebook(audio_tokenizer)
     condition_encoder.pop(_NULL, None)
     silence = condition_encoder.pop(_SILENCE, None)
     if silence is None or silence.dim() != 3:
@@ -158,7 +175,8 @@ def _read_diffusers(folder: Path, text_encoder: Path | None) -> _Contents:
         architecture=Architecture.of(transformer, {**tokens, **condition}, where=str(folder)),
         dit=_to_original(dit),
         condition_encoder=_to_original(condition_encoder),
-        code_decoder=_code_decoder(quantizer, detokenizer),
+        code_encoder=code_encoder,
+        code_decoder=way_out | _named("detokenizer", detokenizer),
         silence=silence[0],
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -166,11 +184,15 @@ def _read_diffusers(folder: Path, text_encoder: Path | None) -> _Contents:
     )
 
 
-def _code_decoder(tokenizer: Mapping[str, Tensor], detokenizer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Of the tokenizer only the way out of the codebook is needed: it maps audio to codes, and audio never comes here.
-    way_out = "quantizer.project_out."
-    projection = {name.removeprefix("quantizer."): t for name, t in tokenizer.items() if name.startswith(way_out)}
-    return projection | {f"detokenizer.{name}": tensor for name, tensor in detokenizer.items()}
+def _split_codebook(tokenizer: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Part the way into the codebook, ours under CodeEncoder, from the way out, ours under CodeDecoder."""
+    tensors = {name.removeprefix("quantizer."): tensor for name, tensor in tokenizer.items()}
+    way_out = {name: tensors.pop(name) for name in list(tensors) if name.startswith("project_out.")}
+    return tensors, way_out
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

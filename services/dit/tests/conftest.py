@@ -1,14 +1,25 @@
-"""Tiny checkpoints, written once; the same networks loaded here and by diffusers."""
+"""Tiny checkpoints, written once; the same networks loaded here and by diffusers; a server for them."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import grpc.aio
 import pytest
 import torch
 from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 
+from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceStub, add_DitServiceServicer_to_server
 from soundstage_cli.tiny.dit import write_diffusers, write_original
 from soundstage_cli.tiny.vae import write_vae
+from soundstage_dit.engine import DitEngine
+from soundstage_dit.servicer import DitServicer, SongModel
 from soundstage_dit.weights import LoadedModel, load
+from soundstage_runtime.admission import Admission
+from soundstage_runtime.serve import Server, Service
+
+if TYPE_CHECKING:
+    from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceAsyncStub
 
 CPU = torch.device("cpu")
 
@@ -48,3 +59,36 @@ def pipeline(checkpoints: Path) -> AceStepPipeline:
 def xl_pipeline(checkpoints: Path) -> AceStepPipeline:
     """The same XL-like weights in diffusers."""
     return AceStepPipeline.from_pretrained(checkpoints / "pipeline-xl")
+
+
+@pytest.fixture
+async def engine(model: LoadedModel) -> AsyncIterator[DitEngine]:
+    """The tiny model's engine."""
+    engine = DitEngine(model, max_batch=4)
+    yield engine
+    engine.close()
+
+
+class Serving:
+    """A server with one DitService, and a stub for it."""
+
+    def __init__(self, model: SongModel, *, max_in_flight: int = 4, idle_timeout_s: float = 30.0) -> None:
+        self.admission = Admission("songs", limit=max_in_flight)
+        servicer = DitServicer(model, self.admission, idle_timeout_s=idle_timeout_s)
+        self._server = Server(
+            [
+                Service(
+                    name="soundstage.stage.v1.DitService",
+                    add=lambda server: add_DitServiceServicer_to_server(servicer, server),
+                )
+            ]
+        )
+
+    async def __aenter__(self) -> "DitServiceAsyncStub":
+        await self._server.start()
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._server.port}")
+        return DitServiceStub(self.channel)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+        await self._server.stop()

@@ -13,16 +13,14 @@ from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse
-from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceStub, add_DitServiceServicer_to_server
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_dit.engine import DitEngine
-from soundstage_dit.servicer import Denoiser, DitServicer, warm_up
+from soundstage_dit.servicer import warm_up
 from soundstage_dit.song import Song, read_song
-from soundstage_dit.weights import LoadedModel
-from soundstage_runtime.admission import Admission
-from soundstage_runtime.serve import Server, Service
 from soundstage_runtime.tensors import from_proto
+
+from .conftest import Serving
 
 if TYPE_CHECKING:
     from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceAsyncStub
@@ -46,38 +44,9 @@ class Stuck:
             self.num_songs -= 1
             self.was_left.set()
 
-
-class Serving:
-    """A server with one DitService, and a stub for it."""
-
-    def __init__(self, denoiser: Denoiser, *, max_in_flight: int = 4) -> None:
-        self.admission = Admission("songs", limit=max_in_flight)
-        servicer = DitServicer(denoiser, self.admission)
-        self._server = Server(
-            [
-                Service(
-                    name="soundstage.stage.v1.DitService",
-                    add=lambda server: add_DitServiceServicer_to_server(servicer, server),
-                )
-            ]
-        )
-
-    async def __aenter__(self) -> "DitServiceAsyncStub":
-        await self._server.start()
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self._server.port}")
-        return DitServiceStub(self.channel)
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.channel.close()
-        await self._server.stop()
-
-
-@pytest.fixture
-async def engine(model: LoadedModel) -> AsyncIterator[DitEngine]:
-    """The tiny model's engine."""
-    engine = DitEngine(model, max_batch=4)
-    yield engine
-    engine.close()
+    async def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
+        async for _ in latents:
+            yield np.zeros(1, np.int64)
 
 
 def request_of(**fields: object) -> DenoiseRequest:

@@ -51,6 +51,9 @@ def test_both_layouts_hold_the_same_networks(checkpoints: Path, original: str, p
     assert one.variant == other.variant == variant
     for name, tensor in one.dit.state_dict().items():
         assert torch.equal(tensor, other.dit.state_dict()[name]), name
+    for name, tensor in one.code_encoder.state_dict().items():
+        assert torch.equal(tensor, other.code_encoder.state_dict()[name]), name
+    assert torch.equal(one.silence, other.silence)
     assert one.model_fingerprint != other.model_fingerprint
 
 
@@ -80,6 +83,13 @@ def test_the_fingerprint_follows_every_file(copied: Path) -> None:
         ("encoder.text_projector.weight", None, "condition encoder: missing text_projector.weight"),
         ("detokenizer.proj_out.bias", None, "detokenizer: missing detokenizer.proj_out.bias"),
         ("tokenizer.quantizer.project_out.bias", None, "detokenizer: missing project_out.bias"),
+        ("tokenizer.quantizer.project_in.bias", None, "tokenizer: missing project_in.bias"),
+        (
+            "tokenizer.attention_pooler.layers.1.self_attn.q_proj.weight",
+            None,
+            "tokenizer: missing attention_pooler.layers.1.self_attn.to_q.weight",
+        ),
+        ("tokenizer.quantizer.more", 1, "tokenizer: missing none; unexpected more"),
         ("decoder.more", 1, "decoder: missing none; unexpected more"),
         ("else.where", 1, "unexpected tensors else"),
         ("decoder.norm_out.weight", 3, r"norm_out.weight has shape \[3\]; the configuration wants \[64\]"),
@@ -109,6 +119,8 @@ def test_a_missing_shard_is_named(checkpoints: Path, tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"hidden_size": None}, "config.json: the configuration lacks a usable 'hidden_size'"),
+        ({"fsq_input_num_quantizers": 2}, "a usable 'fsq_input_num_quantizers': it is 2; 1 is wanted"),
+        ({"pool_window_size": 4}, "a usable 'pool_window_size': it is 4; 5 is wanted"),
         ({"layer_types": ["full_attention"]}, "'layer_types': 4 layers, 1 types"),
         ({"is_turbo": False, "model_version": "base"}, "is a base model, which needs guidance; only turbo"),
         ({"is_turbo": False, "model_version": "sft"}, "is a sft model, which needs guidance; only turbo"),

@@ -27,12 +27,13 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
+from soundstage_runtime.request_stream import patient, read_latents
 from soundstage_runtime.score import LATENT_CHANNELS, SAMPLES_PER_LATENT
 from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
 from soundstage_vae.pcm import audio_chunks, frame_size_bytes
-from soundstage_vae.requests import patient, read_audio, read_decode_setup, read_encode_setup, read_latents
+from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup
 
 Samples = NDArray[np.float32]  # [n, 2]
 Latents = NDArray[np.float32]  # [frames, 64]
@@ -72,7 +73,7 @@ class VaeServicer(VaeServiceServicer):
         setup = await read_decode_setup(requests)
         check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
         async with self._admission.enter():
-            latents = read_latents(requests, setup)
+            latents = read_latents(requests, setup.latent_frames)
             first_frame = 0
             async with aclosing(self._codec.decode(latents, setup.latent_frames)) as decoded:
                 async for samples in decoded:

@@ -1,4 +1,4 @@
-"""Audio codes to latents: each 5 Hz code is a point on a grid that a small network draws out to 5 frames."""
+"""Audio codes and latents: each 5 Hz code is a point on a grid that stands for 5 frames."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.pipelines.ace_step.modeling_ace_step import AceStepAudioTokenDetokenizer
+from diffusers.pipelines.ace_step.modeling_ace_step import AceStepAttentionPooler, AceStepAudioTokenDetokenizer
 from torch import Tensor, nn
+
+from soundstage_runtime.score import LATENTS_PER_CODE
 
 
 def grid_points(codes: Tensor, levels: Sequence[int]) -> Tensor:
@@ -17,6 +19,41 @@ def grid_points(codes: Tensor, levels: Sequence[int]) -> Tensor:
         level = codes // math.prod(levels[:dimension]) % count
         points.append(level.float() * (2 / (count - 1)) - 1)
     return torch.stack(points, dim=-1)
+
+
+def nearest_codes(points: Tensor, levels: Sequence[int]) -> Tensor:
+    """Map points [codes, dimensions], float32, to the codes [codes] of the grid's nearest; -1 for one not finite."""
+    codes = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    for dimension, count in enumerate(levels):
+        level = ((count - 1) * (points[:, dimension].clamp(-1, 1) + 1) / 2 + 0.5).floor()
+        codes += level.long() * math.prod(levels[:dimension])
+    return torch.where(points.isfinite().all(-1), codes, -1)
+
+
+class CodeEncoder(nn.Module):
+    """Encodes latents as audio codes, every 5 frames by themselves."""
+
+    def __init__(self, *, levels: Sequence[int], channels: int, width: int, pooler: dict[str, Any]) -> None:
+        super().__init__()
+        self.audio_acoustic_proj = nn.Linear(channels, pooler["hidden_size"])
+        self.attention_pooler = AceStepAttentionPooler(**pooler)
+        self.project_in = nn.Linear(width, len(levels))
+        self._levels = tuple(levels)
+
+    def forward(self, latents: Tensor, silence: Tensor) -> Tensor:
+        """Map latents [frames, channels] to codes [frames / 5, rounded up]; -1 for what is not finite.
+
+        The last frames are filled up with the first of `silence` [4 or more, channels].
+        """
+        weight, bias = self.project_in.weight, self.project_in.bias
+        filled = torch.cat([latents.to(weight.dtype), silence[: -len(latents) % LATENTS_PER_CODE]])
+        patches = filled.unflatten(0, (-1, LATENTS_PER_CODE))
+        pooled = self.attention_pooler(self.audio_acoustic_proj(patches)[None])[0]
+        # In float32: in half precision, points would cross from one code to the next.
+        points = F.linear(pooled.float(), weight.float(), bias.float())
+        # Softly into bounds a little wider than the grid, so that its outermost points can be the nearest.
+        bounds = 1 + 1 / (torch.tensor(self._levels, device=points.device) - 1)
+        return nearest_codes((points / bounds).tanh() * bounds, self._levels)
 
 
 class CodeDecoder(nn.Module):

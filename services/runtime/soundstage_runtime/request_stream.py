@@ -1,0 +1,121 @@
+"""Request streams, checked: the setup first and only first, then runs that leave no gap."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Literal, Protocol, TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from soundstage.type.v1.tensor_pb2 import LatentChunk
+from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violation
+from soundstage_runtime.score import LATENT_CHANNELS
+from soundstage_runtime.tensors import from_proto
+
+
+class Request(Protocol):
+    """A message of a stream: its oneof `part` is the setup or a run."""
+
+    def WhichOneof(self, oneof_group: Literal["part"], /) -> str | None:  # noqa: N802  protobuf's own name
+        """Name what this message carries; None for nothing."""
+        ...
+
+
+class LatentRequest(Request, Protocol):
+    """A message of a stream of latents."""
+
+    @property
+    def latents(self) -> LatentChunk:
+        """A run of latents."""
+        ...
+
+
+R = TypeVar("R", bound=Request)
+
+
+class CallerStalledError(ServiceError):
+    """The caller keeps its stream open and sends nothing."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "CALLER_STALLED"
+
+
+async def patient(requests: AsyncIterator[R], *, timeout_s: float) -> AsyncGenerator[R]:
+    """Pass requests on; raises CallerStalledError when one takes longer than `timeout_s` to come."""
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s):
+                request = await anext(requests, None)
+        except TimeoutError as error:
+            raise CallerStalledError(f"no request came for {timeout_s:g} s") from error
+        if request is None:
+            return
+        yield request
+
+
+async def read_first(requests: AsyncIterator[R]) -> R:
+    """Await the first message, which must carry the setup; raises InvalidRequestError."""
+    request = await anext(requests, None)
+    part = request.WhichOneof("part") if request is not None else None
+    if request is None or part != "setup":
+        found = "there is no message" if request is None else f"the first message carries {part or 'nothing'}"
+        raise _invalid("setup", f"is missing: {found}; the first message must carry it")
+    return request
+
+
+async def read_latents(requests: AsyncIterator[LatentRequest], num_frames: int) -> AsyncGenerator[NDArray[np.float32]]:
+    """Yield runs of latents [frames, 64], `num_frames` in all, as the setup promised; raises InvalidRequestError."""
+    place = Place("latents", "setup.latent_frames", num_frames)
+    async for request in requests:
+        place.check_part(request)
+        chunk = request.latents
+        violations = place.check_start(chunk.first_frame)
+        try:
+            latents = from_proto(chunk.tensor, "latents.tensor", shape=(None, LATENT_CHANNELS))
+        except InvalidRequestError as error:
+            raise InvalidRequestError([*violations, *error.violations]) from error
+        place.advance(len(latents), violations)
+        yield latents
+    place.check_end()
+
+
+class Place:
+    """How far a stream of runs has come on its way to the length that its setup promised."""
+
+    def __init__(self, part: str, length_field: str, length: int) -> None:
+        self._part, self._length_field, self._length = part, length_field, length
+        self._next = 0
+        self._messages = 1
+
+    def check_part(self, request: Request) -> None:
+        """Refuse a message that carries something else than a run."""
+        found = request.WhichOneof("part")
+        self._messages += 1
+        if found != self._part:
+            what = "carries nothing" if found is None else f"carries {found}, which only the first message may"
+            raise _invalid(self._part, f"is missing: message {self._messages} {what}; every later one carries it")
+
+    def check_start(self, first_frame: int) -> list[Violation]:
+        """Say what is wrong with where a run begins."""
+        if first_frame == self._next:
+            return []
+        description = f"is {first_frame}; must be {self._next}, where the last chunk ended"
+        return [Violation(field=f"{self._part}.first_frame", description=description)]
+
+    def advance(self, num_frames: int, violations: Sequence[Violation]) -> None:
+        """Go on behind a run; raises InvalidRequestError for its `violations`, or when it reaches too far."""
+        if violations:
+            raise InvalidRequestError(violations)
+        self._next += num_frames
+        if self._next > self._length:
+            raise _invalid(self._part, f"reaches frame {self._next}; {self._length_field} is {self._length}")
+
+    def check_end(self) -> None:
+        """Refuse a stream that ended early."""
+        if self._next < self._length:
+            raise _invalid(self._part, f"ended after frame {self._next}; {self._length_field} is {self._length}")
+
+
+def _invalid(field: str, description: str) -> InvalidRequestError:
+    return InvalidRequestError([Violation(field=field, description=description)])
