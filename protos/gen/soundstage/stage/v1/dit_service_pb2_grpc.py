@@ -60,8 +60,8 @@ class DitServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request_iterator, context):
-        """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
-        begins its work on the device.
+        """Tokenize turns the latents of a song into audio codes, the language of the planner. It works through them in pieces
+        of 64 codes, while they come; cancelling stops it before the next.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,8 +38,8 @@ class DitServiceStub:
     takes the song out of the batch before the next step; other songs are not affected.
     """
     Tokenize: _grpc.StreamUnaryMultiCallable[_dit_service_pb2.TokenizeRequest, _dit_service_pb2.TokenizeResponse]
-    """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
-    begins its work on the device.
+    """Tokenize turns the latents of a song into audio codes, the language of the planner. It works through them in pieces
+    of 64 codes, while they come; cancelling stops it before the next.
     """
 
 @_typing.type_check_only
@@ -52,8 +52,8 @@ class DitServiceAsyncStub(DitServiceStub):
     takes the song out of the batch before the next step; other songs are not affected.
     """
     Tokenize: _aio.StreamUnaryMultiCallable[_dit_service_pb2.TokenizeRequest, _dit_service_pb2.TokenizeResponse]  # type: ignore[assignment]
-    """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
-    begins its work on the device.
+    """Tokenize turns the latents of a song into audio codes, the language of the planner. It works through them in pieces
+    of 64 codes, while they come; cancelling stops it before the next.
     """
 
 class DitServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -75,8 +75,8 @@ class DitServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_dit_service_pb2.TokenizeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_dit_service_pb2.TokenizeResponse, _abc.Awaitable[_dit_service_pb2.TokenizeResponse]]:
-        """Tokenize turns the latents of a song into audio codes, the language of the planner. Cancelling stops it before it
-        begins its work on the device.
+        """Tokenize turns the latents of a song into audio codes, the language of the planner. It works through them in pieces
+        of 64 codes, while they come; cancelling stops it before the next.
         """
 
 def add_DitServiceServicer_to_server(servicer: DitServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
