@@ -10,13 +10,17 @@ from typing import Annotated, TextIO
 
 import grpc.aio
 import typer
+from google.protobuf.json_format import Parse, ParseError
 from rich.console import Console
 from rich.live import Live
 from soundfile import LibsndfileError
 
-from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOptions
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
+from soundstage.type.v1.options_pb2 import DiffusionOptions
+from soundstage_cli import options
 from soundstage_cli.bench.command import app as bench_app
+from soundstage_cli.compose import app as compose_app
 from soundstage_cli.demo import DemoFailedError, run_demo
 from soundstage_cli.generate import generate as make_song
 from soundstage_cli.models import Models, ModelsError, find_models
@@ -28,6 +32,7 @@ _SAMPLE_FORMATS = {"s16": SAMPLE_FORMAT_S16, "f32": SAMPLE_FORMAT_F32}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Music in stages.")
 models_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
+app.add_typer(compose_app)
 app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")
 
@@ -114,23 +119,26 @@ async def _live(stack: Stack) -> None:
 
 @app.command()
 def generate(
-    caption: Annotated[str, typer.Argument(help="what the music is like")] = "",
-    lyrics_file: Annotated[
-        typer.FileText | None, typer.Option(encoding="utf-8", help="the words sung; - reads them from stdin")
-    ] = None,
+    caption: options.Caption = "",
+    lyrics_file: options.LyricsFile = None,
     output: Annotated[str, typer.Option("--output", "-o", help="a .wav file, or - for raw PCM on stdout")] = "song.wav",
-    duration: Annotated[float | None, typer.Option(help="seconds, 1 to 600; else the planner decides")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1)] = None,
+    request_file: Annotated[
+        typer.FileText | None,
+        typer.Option("--request", encoding="utf-8", help="a request in JSON, as `plan -o` writes; options add to it"),
+    ] = None,
+    duration: options.Duration = None,
+    seed: options.Seed = None,
     variants: Annotated[int, typer.Option(min=1, max=8, help="how many songs")] = 1,
-    bpm: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="30 to 300")] = None,
-    key: Annotated[str | None, typer.Option(help='"C major", "F# minor"')] = None,
-    time_signature: Annotated[str | None, typer.Option(help="2, 3, 4 or 6")] = None,
-    language: Annotated[str | None, typer.Option(help="the language sung: en, zh, …")] = None,
-    instrumental: Annotated[bool, typer.Option("--instrumental", help="no voice")] = False,
+    bpm: options.Bpm = None,
+    key: options.Key = None,
+    time_signature: options.TimeSignature = None,
+    language: options.Language = None,
+    instrumental: options.Instrumental = False,
     plan: Annotated[bool, typer.Option(help="let the language model plan the song")] = True,
-    steps: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="diffusion steps, 1 to 20")] = None,
+    rewrite_caption: Annotated[bool, typer.Option(help="let it write a caption of its own")] = True,
+    steps: options.Steps = None,
     sample_format: Annotated[str, typer.Option(help="s16 or f32")] = "s16",
-    gateway: Annotated[str, typer.Option(help="the gateway's address")] = "127.0.0.1:50050",
+    gateway: options.Gateway = options.GATEWAY,
 ) -> None:
     """Make a song and write it while it is being decoded."""
     if sample_format not in _SAMPLE_FORMATS:
@@ -139,27 +147,27 @@ def generate(
         raise typer.BadParameter("a pipe takes one variant", param_hint="--variants")
     if output != "-":
         check_output(Path(output))
-    for hint, words in (("CAPTION", caption), ("--key", key), ("--language", language)):
-        check_words(hint, words or "")
-    request = GenerateSongRequest(caption=caption, lyrics=read_lyrics(lyrics_file), instrumental=instrumental)
-    request.planner.enabled = plan
-    request.output.sample_format = _SAMPLE_FORMATS[sample_format]
-    if variants != 1:
-        request.variants = variants
+    options.check_words("CAPTION", caption)
+    request = read_request(request_file)
+    request.MergeFrom(
+        GenerateSongRequest(
+            caption=caption,
+            lyrics=options.read_lyrics(lyrics_file),
+            instrumental=instrumental,
+            metadata=options.read_metadata(
+                duration=duration, bpm=bpm, key=key, time_signature=time_signature, language=language
+            ),
+            output=OutputOptions(sample_format=_SAMPLE_FORMATS[sample_format]),
+            diffusion=DiffusionOptions(steps=steps),
+        )
+    )
+    if not plan:
+        request.planner.enabled = False
+    if not rewrite_caption:
+        request.planner.rewrite_caption = False
+    request.variants = variants
     if seed is not None:
-        request.seeds.extend((seed + variant) % 2**32 for variant in range(variants))
-    wanted = {
-        "duration_s": duration,
-        "bpm": bpm,
-        "key_scale": key,
-        "time_signature": time_signature,
-        "vocal_language": language,
-    }
-    for field, value in wanted.items():
-        if value is not None:
-            setattr(request.metadata, field, value)
-    if steps is not None:
-        request.diffusion.steps = steps
+        request.seeds[:] = [(seed + variant) % 2**32 for variant in range(variants)]
     sinks: list[Sink] = (
         [RawPipe(sys.stdout.buffer)]
         if output == "-"
@@ -193,20 +201,12 @@ def demo(
         raise typer.Exit(1) from error
 
 
-def check_words(hint: str, words: str) -> None:
-    """Refuse an argument whose bytes were no UTF-8."""
+def read_request(file: TextIO | None) -> GenerateSongRequest:
+    """Read a request in JSON; an empty one without a file."""
     try:
-        words.encode()
-    except UnicodeEncodeError as error:
-        raise typer.BadParameter("is not UTF-8 text", param_hint=hint) from error
-
-
-def read_lyrics(file: TextIO | None) -> str:
-    """Read the lyrics file; raises BadParameter when it is not text."""
-    try:
-        return file.read() if file else ""
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"is not UTF-8 text: {error.reason}", param_hint="--lyrics-file") from error
+        return Parse(file.read(), GenerateSongRequest()) if file else GenerateSongRequest()
+    except (ParseError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"is no request in JSON: {error}", param_hint="--request") from error
 
 
 def check_output(path: Path) -> None:

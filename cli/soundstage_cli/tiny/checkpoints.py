@@ -1,13 +1,15 @@
 """All tiny checkpoints in one directory: `original/` laid out as the hub is, `diffusers/` with the same weights."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from transformers.utils import logging
 
 from soundstage_cli.tiny.dit import write_diffusers, write_original
-from soundstage_cli.tiny.lm import write_lm
+from soundstage_cli.tiny.lm import TINY, write_lm
 from soundstage_cli.tiny.vae import write_vae
+from soundstage_runtime.score import NUM_CODES
 
 
 def write_tiny(folder: Path) -> list[Path]:
@@ -16,7 +18,8 @@ def write_tiny(folder: Path) -> list[Path]:
     # The released VAE is weight-normed in torch's older way, and so are we.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.nn.utils.weight_norm")
     original = folder / "original"
-    write_lm(original / "acestep-5Hz-lm-tiny")
+    # All the codes that the diffusion model has, or the planner could not be told what a sound is.
+    write_lm(original / "acestep-5Hz-lm-tiny", shape=replace(TINY, num_codes=NUM_CODES))
     write_vae(original / "vae")
     made = [original]
     for is_xl in (False, True):

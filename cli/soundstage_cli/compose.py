@@ -1,0 +1,217 @@
+"""plan, draft, polish, describe: the language model alone."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import grpc.aio
+import numpy as np
+import soundfile
+import soxr
+import typer
+from google.protobuf.json_format import MessageToJson
+from numpy.typing import NDArray
+from rich.console import Console
+
+from soundstage.music.v1.composer_service_pb2 import (
+    DescribeAudioRequest,
+    DescribeAudioSetup,
+    DraftSongRequest,
+    PlanSongRequest,
+    PolishSongRequest,
+)
+from soundstage.music.v1.composer_service_pb2_grpc import ComposerServiceStub
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk
+from soundstage.type.v1.score_pb2 import ORIGIN_USER, SongText
+from soundstage_cli import options
+from soundstage_cli.view import show_error
+from soundstage_runtime.score import INSTRUMENTAL, SAMPLE_RATE_HZ
+
+app = typer.Typer()
+console = Console(stderr=True)
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="a .json file for `soundstage generate --request`")]
+_FRAMES_PER_CHUNK: Final = 24_000
+
+T = TypeVar("T")
+
+
+@app.command()
+def plan(
+    caption: options.Caption = "",
+    lyrics_file: options.LyricsFile = None,
+    output: Output = None,
+    duration: options.Duration = None,
+    seed: options.Seed = None,
+    bpm: options.Bpm = None,
+    key: options.Key = None,
+    time_signature: options.TimeSignature = None,
+    language: options.Language = None,
+    instrumental: options.Instrumental = False,
+    rewrite_caption: Annotated[bool, typer.Option(help="let the model write a caption of its own")] = True,
+    codes: Annotated[bool, typer.Option(help="write audio codes too")] = True,
+    gateway: options.Gateway = options.GATEWAY,
+) -> None:
+    """Plan a song and show the plan as it is written. It can be edited and sent back with `generate --request`."""
+    options.check_words("CAPTION", caption)
+    request = PlanSongRequest(
+        caption=caption,
+        lyrics=options.read_lyrics(lyrics_file),
+        instrumental=instrumental,
+        metadata=options.read_metadata(
+            duration=duration, bpm=bpm, key=key, time_signature=time_signature, language=language
+        ),
+        write_codes=codes,
+        seed=seed,
+    )
+    request.planner.rewrite_caption = rewrite_caption
+    made = _ask(gateway, _plan(gateway, request))
+    _keep(output, made)
+
+
+async def _plan(gateway: str, request: PlanSongRequest) -> GenerateSongRequest:
+    made = GenerateSongRequest(caption=request.caption, lyrics=request.lyrics, instrumental=request.instrumental)
+    async with grpc.aio.insecure_channel(gateway) as channel:
+        async for event in ComposerServiceStub(channel).PlanSong(request):
+            if event.HasField("started"):
+                made.seeds.append(event.started.seed)
+            elif event.HasField("field"):
+                origin = "you" if event.field.origin == ORIGIN_USER else "the model"
+                console.print(f"{event.field.name}: {event.field.value}  ({origin})", markup=False, highlight=False)
+            elif event.HasField("plan"):
+                made.metadata.CopyFrom(event.plan.metadata)
+                made.caption = event.plan.caption or made.caption
+            else:
+                made.codes.extend(event.codes.codes)
+                print(*event.codes.codes, end=" ", flush=True)
+    if made.codes:
+        print()
+    return made
+
+
+@app.command()
+def draft(
+    query: Annotated[str, typer.Argument(help="the idea, in a few words; nothing for any song")] = "",
+    output: Output = None,
+    instrumental: options.Instrumental = False,
+    language: options.Language = None,
+    seed: options.Seed = None,
+    gateway: options.Gateway = options.GATEWAY,
+) -> None:
+    """Make caption, lyrics and metadata of an idea."""
+    options.check_words("QUERY", query)
+    options.check_words("--language", language or "")
+    request = DraftSongRequest(query=query, instrumental=instrumental, vocal_language=language, seed=seed)
+
+    async def call() -> SongText:
+        async with grpc.aio.insecure_channel(gateway) as channel:
+            return (await ComposerServiceStub(channel).DraftSong(request)).text
+
+    _keep(output, _show(_ask(gateway, call())))
+
+
+@app.command()
+def polish(
+    caption: options.Caption = "",
+    lyrics_file: options.LyricsFile = None,
+    output: Output = None,
+    duration: options.Duration = None,
+    bpm: options.Bpm = None,
+    key: options.Key = None,
+    time_signature: options.TimeSignature = None,
+    language: options.Language = None,
+    seed: options.Seed = None,
+    gateway: options.Gateway = options.GATEWAY,
+) -> None:
+    """Write caption and lyrics better, and add the metadata that are missing."""
+    options.check_words("CAPTION", caption)
+    request = PolishSongRequest(
+        caption=caption,
+        lyrics=options.read_lyrics(lyrics_file),
+        metadata=options.read_metadata(
+            duration=duration, bpm=bpm, key=key, time_signature=time_signature, language=language
+        ),
+        seed=seed,
+    )
+
+    async def call() -> SongText:
+        async with grpc.aio.insecure_channel(gateway) as channel:
+            return (await ComposerServiceStub(channel).PolishSong(request)).text
+
+    _keep(output, _show(_ask(gateway, call())))
+
+
+@app.command()
+def describe(
+    audio: Annotated[Path, typer.Argument(help="a sound file: wav, flac, ogg or mp3")],
+    seed: options.Seed = None,
+    gateway: options.Gateway = options.GATEWAY,
+) -> None:
+    """Say what a sound file sounds like: caption, lyrics, metadata."""
+    samples = read_audio(audio)
+    setup = DescribeAudioSetup(frame_count=len(samples), sample_format=SAMPLE_FORMAT_F32, seed=seed)
+
+    async def requests() -> AsyncIterator[DescribeAudioRequest]:
+        yield DescribeAudioRequest(setup=setup)
+        for first in range(0, len(samples), _FRAMES_PER_CHUNK):
+            piece = samples[first : first + _FRAMES_PER_CHUNK]
+            yield DescribeAudioRequest(
+                audio=AudioChunk(first_frame=first, frame_count=len(piece), data=piece.astype("<f4").tobytes())
+            )
+
+    async def call() -> SongText:
+        async with grpc.aio.insecure_channel(gateway) as channel:
+            return (await ComposerServiceStub(channel).DescribeAudio(requests())).text
+
+    _show(_ask(gateway, call()))
+
+
+def read_audio(path: Path) -> NDArray[np.float32]:
+    """Read a sound file as 48 kHz stereo [frames, 2]; one channel is doubled, those beyond two are left out."""
+    try:
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise typer.BadParameter(f"is {str(path)!r}, which cannot be read: {error}", param_hint="AUDIO") from error
+    stereo = np.repeat(samples, 2, axis=1) if samples.shape[1] == 1 else samples[:, :2]
+    resampled = soxr.resample(stereo, rate_hz, SAMPLE_RATE_HZ) if rate_hz != SAMPLE_RATE_HZ else stereo
+    return np.clip(resampled, -1, 1).astype(np.float32)
+
+
+def _ask(gateway: str, call: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(call)
+    except grpc.aio.AioRpcError as error:
+        show_error(console, error, address=gateway)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _show(text: SongText) -> GenerateSongRequest:
+    """Print a song in words, and make the request that asks for it."""
+    metadata = json.loads(MessageToJson(text.metadata, preserving_proto_field_name=True))
+    print(f"# Caption\n{text.caption}\n\n# Lyrics\n{text.lyrics}\n\n# Metadata")
+    for name, value in metadata.items():
+        print(f"{name}: {value}")
+    if text.genres:
+        print(f"genres: {text.genres}")
+    is_instrumental = text.lyrics.strip() == INSTRUMENTAL
+    return GenerateSongRequest(
+        caption=text.caption,
+        lyrics="" if is_instrumental else text.lyrics,
+        instrumental=is_instrumental,
+        metadata=text.metadata,
+    )
+
+
+def _keep(output: Path | None, request: GenerateSongRequest) -> None:
+    if output is None:
+        return
+    try:
+        output.write_text(MessageToJson(request, preserving_proto_field_name=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"is {str(output)!r}, which cannot be written: {error}", param_hint="-o") from error
+    console.print(f"wrote {output}; `soundstage generate --request {output}` makes it", markup=False, highlight=False)
