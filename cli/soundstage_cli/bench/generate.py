@@ -34,7 +34,10 @@ class Transformers:
         logging.disable_progress_bar()
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         # Typed for a class of theirs that no model of theirs is.
+        # Typed for a class of theirs that no model of theirs is.
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        for parameter in self._model.parameters():
+            parameter.data = parameter.data.clone()  # else they stay in the mapped file, and may be paged out
 
     def write(self, caption: str, lyrics: str, num_tokens: int) -> list[float]:
         """Write so many tokens; returns when each came.
