@@ -66,7 +66,6 @@ class Steady:
         metadata = dict(context.invocation_metadata() or ())
         self.metadata.append({key: str(metadata.get(key, "")) for key in (REQUEST_ID_KEY, SONG_KEY)})
         self.remaining_s.append(context.time_remaining())
-        self.begun.set()
 
     async def between(self) -> None:
         """Called in the middle of the work."""
@@ -177,6 +176,7 @@ class Stuck(Steady):
     """A stage that begins and never ends, and notes when it is cancelled."""
 
     async def between(self) -> None:
+        self.begun.set()
         try:
             await asyncio.Event().wait()
         finally:
