@@ -180,8 +180,8 @@ async def test_cancel_reaches_the_stage_at_work_and_frees_the_place(deploy: Depl
     stuck = Stuck(name)
     async with deploy(stuck, max_songs=1) as deployment:
         call = SongServiceStub(deployment.channel).GenerateSong(song())
-        while not stuck.metadata:
-            await anext(aiter(call))
+        await anext(aiter(call))
+        await asyncio.wait_for(stuck.begun.wait(), 5)
         call.cancel()
         await asyncio.wait_for(stuck.cancelled.wait(), 5)
         await place_is_free(deployment)
@@ -246,8 +246,8 @@ async def test_a_stage_that_dies_at_work_ends_the_call_with_unavailable(deploy: 
     stuck = Stuck(name)
     async with deploy(stuck) as deployment:
         call = SongServiceStub(deployment.channel).GenerateSong(song())
-        while not stuck.metadata:
-            await anext(aiter(call))
+        await anext(aiter(call))
+        await asyncio.wait_for(stuck.begun.wait(), 5)
         await deployment.servers[name].stop()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             [event async for event in call]
