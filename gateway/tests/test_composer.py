@@ -107,9 +107,15 @@ async def test_bad_fields_are_named(deploy: Deploy) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await composer.DescribeAudio(iter([DescribeAudioRequest(setup=setup)]))
             assert bad_fields(error) == ["setup.frame_count"]
+
+
+@pytest.mark.parametrize("seconds", [1, 20, 60])
+async def test_a_refusal_reaches_a_client_that_is_still_sending(deploy: Deploy, seconds: int) -> None:
+    async with deploy() as deployment:
+        without_setup = iter(list(audio(48_000 * seconds))[1:])
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await composer.DescribeAudio(iter(list(audio(48_000))[1:]))
-        assert bad_fields(error) == ["setup"]
+            await ComposerServiceStub(deployment.channel).DescribeAudio(without_setup)
+    assert bad_fields(error) == ["setup"]
 
 
 @pytest.mark.parametrize("name", ["lm", "dit", "vae"])

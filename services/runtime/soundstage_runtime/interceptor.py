@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violati
 
 _log = structlog.get_logger()
 _NOT_OURS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+_HEAR_OUT_S = 0.25
 _DESCRIBE = "/soundstage.stage.v1.StageService/Describe"
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -87,7 +88,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]], parse: Callable[[Any], Any]
     ) -> Callable[..., Awaitable[Any]]:
         async def unary(request: Any, context: Context) -> Any:
-            async with _Served(method, context), self._admitted():
+            async with _Served(method, context, request), self._admitted():
                 return await behaviour(parse(request), context)
 
         return unary
@@ -96,7 +97,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]], parse: Callable[[Any], Any]
     ) -> Callable[..., AsyncIterator[Any]]:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with _Served(method, context), self._admitted():
+            async with _Served(method, context, request), self._admitted():
                 responses = cast(Any, behaviour(parse(request), context))
                 try:
                     async for response in responses:
@@ -120,12 +121,25 @@ async def _read_each(deserialize: Callable[[bytes], Any], requests: AsyncIterato
         yield _read(deserialize, data)
 
 
+async def _hear_out(request: Any) -> None:
+    """Read what a client that streams has on the way, before its call is refused.
+
+    Python's asyncio client loses the status of a call that ends while it is still sending.
+    """
+    if isinstance(request, AsyncIterable):
+        with suppress(TimeoutError, grpc.aio.BaseError):
+            async with asyncio.timeout(_HEAR_OUT_S):
+                async for _ in cast("AsyncIterable[bytes]", request):
+                    pass
+
+
 class _Served:
     """The span of one call, as a context manager: logs its end, turns errors into an abort."""
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, context: Context, request: Any) -> None:
         self._method = method
         self._context = context
+        self._request = request
 
     async def __aenter__(self) -> None:
         self._started_s = time.monotonic()
@@ -136,6 +150,7 @@ class _Served:
         try:
             if isinstance(error, ServiceError):
                 outcome = error.code.name.lower()
+                await _hear_out(self._request)
                 await abort(self._context, error)
             if isinstance(error, Exception) and not isinstance(error, (grpc.aio.AbortError, grpc.aio.BaseError)):
                 outcome = "internal"
