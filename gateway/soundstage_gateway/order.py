@@ -8,7 +8,7 @@ from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOpt
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SampleFormat
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
-from soundstage_runtime.score import CODE_RATE_HZ, DURATION_RANGE_S, INSTRUMENTAL, NUM_CODES
+from soundstage_runtime.score import CODE_RATE_HZ, DURATION_RANGE_S, INSTRUMENTAL
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 MAX_VARIANTS = 8
@@ -85,6 +85,4 @@ def check_codes(checks: Checks, field: str, codes: Sequence[int]) -> None:
     """Check audio codes, if there are any."""
     if len(codes) > MAX_CODES:
         checks.refuse(field, f"has {len(codes)} entries; at most {MAX_CODES}")
-    bad = next((index for index, code in enumerate(codes) if code >= NUM_CODES), None)
-    if bad is not None:
-        checks.refuse(f"{field}[{bad}]", f"is {codes[bad]}; must be 0 to {NUM_CODES - 1}")
+    checks.codes(field, codes)

@@ -123,15 +123,15 @@ async def _interleave(songs: list[Song], stall_timeout_s: float) -> AsyncGenerat
             async with aclosing(song.events()) as events:
                 async for event in events:
                     event.variant = variant
-                    async with asyncio.timeout(stall_timeout_s):
-                        await queue.put(event)
+                    await queue.put(event)
             await queue.put(None)
-        except TimeoutError:
-            # The reader hangs in a write that the client does not take: no error would reach either of them.
-            _log.warning("client_stalled", variant=variant, stall_timeout_s=stall_timeout_s)
-            reader.cancel()
         except Exception as error:  # handed to the reader, which raises it
             await queue.put(error)
+
+    def give_up() -> None:
+        # The reader hangs in a write that the client does not take: no error would reach either of them.
+        _log.warning("client_stalled", stall_timeout_s=stall_timeout_s)
+        reader.cancel()
 
     tasks = [asyncio.create_task(run(variant, song)) for variant, song in enumerate(songs)]
     try:
@@ -143,7 +143,11 @@ async def _interleave(songs: list[Song], stall_timeout_s: float) -> AsyncGenerat
             if event is None:
                 running -= 1
             else:
-                yield event
+                stall = asyncio.get_running_loop().call_later(stall_timeout_s, give_up)
+                try:
+                    yield event
+                finally:
+                    stall.cancel()
     finally:
         for task in tasks:
             task.cancel()

@@ -39,6 +39,7 @@ from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, EncodeRequest, EncodeResponse
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
 from soundstage.type.v1.score_pb2 import ORIGIN_LM, PlanField, SongText
+from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_gateway.servicer import offer, warm_up
 from soundstage_gateway.stages import Stages, Targets
 from soundstage_runtime import tensors
@@ -99,7 +100,7 @@ class Steady:
                 await self.between()
         frames = np.arange(request.latent_frames, dtype=np.float32)[:, None] + request.seed % 1000
         latents = np.repeat(frames, 64, axis=1)
-        for chunk in tensors.latent_chunks(latents, tensors.DATA_TYPES["float32"]):
+        for chunk in tensors.latent_chunks(latents, DATA_TYPE_FLOAT32):
             yield DenoiseResponse(latents=chunk)
 
     async def Decode(
@@ -138,7 +139,7 @@ class Steady:
         assert heard // 1920 == frames
         # Latent frame n holds the value n everywhere.
         values = np.repeat(np.arange(frames, dtype=np.float32)[:, None], 64, axis=1)
-        for chunk in tensors.latent_chunks(values, tensors.DATA_TYPES["float32"]):
+        for chunk in tensors.latent_chunks(values, DATA_TYPE_FLOAT32):
             yield EncodeResponse(latents=chunk)
 
     async def Tokenize(self, request_iterator: AsyncIterator[TokenizeRequest], context: Context) -> TokenizeResponse:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest
-from soundstage_runtime.score import LATENTS_PER_CODE, MAX_LATENT_FRAMES, NUM_CODES
+from soundstage_runtime.score import LATENTS_PER_CODE, MAX_LATENT_FRAMES
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 DEFAULT_STEPS: Final = 8
@@ -36,9 +36,7 @@ def read_song(request: DenoiseRequest) -> Song:
     checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
     checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
     metadata = checks.metadata(request.metadata)
-    bad = next((index for index, code in enumerate(request.codes) if code >= NUM_CODES), None)
-    if bad is not None:
-        checks.refuse(f"codes[{bad}]", f"is {request.codes[bad]}; must be 0 to {NUM_CODES - 1}")
+    checks.codes("codes", request.codes)
     checks.number("latent_frames", request.latent_frames, 1, MAX_LATENT_FRAMES)
     checks.diffusion(request.options, field="options")
     checks.finish()

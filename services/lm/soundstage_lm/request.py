@@ -4,7 +4,7 @@ from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, DraftRequest, Pol
 from soundstage.type.v1.options_pb2 import SamplingOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_lm.brief import Brief, Idea, Listening, Metadata, Rough, Sampling
-from soundstage_runtime.score import CODE_RATE_HZ, NUM_CODES
+from soundstage_runtime.score import CODE_RATE_HZ
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 
@@ -33,9 +33,7 @@ def read_understand(request: UnderstandRequest, *, max_duration_s: float) -> Lis
     most = int(max_duration_s * CODE_RATE_HZ)
     if not 1 <= len(request.codes) <= most:
         checks.refuse("codes", f"has {len(request.codes)} entries; must have 1 to {most}")
-    strange = next((index for index, code in enumerate(request.codes) if code >= NUM_CODES), None)
-    if strange is not None:
-        checks.refuse(f"codes[{strange}]", f"is {request.codes[strange]}; must be 0 to {NUM_CODES - 1}")
+    checks.codes("codes", request.codes)
     checks.sampling(request.sampling, field="sampling")
     checks.finish()
     return Listening(codes=tuple(request.codes), seed=request.seed, sampling=_read_sampling(request.sampling))

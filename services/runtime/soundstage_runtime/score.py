@@ -4,7 +4,6 @@ from typing import Final
 
 SAMPLE_RATE_HZ: Final = 48_000
 CHANNELS: Final = 2
-LATENT_RATE_HZ: Final = 25
 LATENT_CHANNELS: Final = 64
 SAMPLES_PER_LATENT: Final = 1_920
 CODE_RATE_HZ: Final = 5

@@ -20,7 +20,6 @@ _WIRE_DTYPES = {
     DATA_TYPE_FLOAT16: np.dtype("<f2"),
     DATA_TYPE_BFLOAT16: np.dtype("<u2"),
 }
-DATA_TYPES = {"float32": DATA_TYPE_FLOAT32, "float16": DATA_TYPE_FLOAT16, "bfloat16": DATA_TYPE_BFLOAT16}
 FRAMES_PER_CHUNK = 256
 
 

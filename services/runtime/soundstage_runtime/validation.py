@@ -1,12 +1,12 @@
 """Checks of request fields that more than one process makes. All violations of a request are gathered, then raised."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from soundstage.type.v1.options_pb2 import DiffusionOptions, SamplingOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_runtime.errors import InvalidRequestError, Violation
-from soundstage_runtime.score import BPM_RANGE, DURATION_RANGE_S, LANGUAGES, TIME_SIGNATURES
+from soundstage_runtime.score import BPM_RANGE, DURATION_RANGE_S, LANGUAGES, NUM_CODES, TIME_SIGNATURES
 from soundstage_runtime.spelling import spell_key_scale, spell_language, spell_time_signature
 from soundstage_runtime.text import control_tokens
 
@@ -40,7 +40,13 @@ class Checks:
     def number(self, field: str, value: float, low: float, high: float) -> None:
         """Keep a number finite and in [low, high]."""
         if not (math.isfinite(value) and low <= value <= high):
-            self.refuse(field, f"is {value:g}; must be {low:g} to {high:g}")
+            self.refuse(field, f"is {_plain(value)}; must be {_plain(low)} to {_plain(high)}")
+
+    def codes(self, field: str, codes: Sequence[int]) -> None:
+        """Keep audio codes inside the codebook; the first that is not is named by its place."""
+        bad = next((index for index, code in enumerate(codes) if code >= NUM_CODES), None)
+        if bad is not None:
+            self.refuse(f"{field}[{bad}]", f"is {codes[bad]}; must be 0 to {NUM_CODES - 1}")
 
     def metadata(self, metadata: SongMetadata, *, max_duration_s: float = DURATION_RANGE_S[1]) -> SongMetadata:
         """Check the fields of `metadata` that are set; return them spelled as the models know them."""
@@ -92,3 +98,8 @@ class Checks:
             self.number(f"{field}.steps", diffusion.steps, 1, 20)
         if diffusion.HasField("shift"):
             self.number(f"{field}.shift", diffusion.shift, 1, 5)
+
+
+def _plain(value: float) -> str:
+    """Write a number as people do: whole ones in full, others short."""
+    return str(value) if isinstance(value, int) else f"{value:g}"

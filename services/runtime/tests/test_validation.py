@@ -65,3 +65,15 @@ def test_a_stage_may_lower_the_longest_duration() -> None:
     checks = Checks()
     checks.metadata(SongMetadata(duration_s=241), max_duration_s=240)
     assert violations(checks) == {"metadata.duration_s": "is 241; must be 1 to 240"}
+
+
+def test_whole_numbers_are_told_in_full() -> None:
+    checks = Checks()
+    checks.number("frame_count", 28_800_001, 9600, 28_800_000)
+    assert violations(checks) == {"frame_count": "is 28800001; must be 9600 to 28800000"}
+
+
+def test_a_code_outside_the_codebook_is_named_by_its_place() -> None:
+    checks = Checks()
+    checks.codes("codes", [0, 63_999, 64_000, 70_000])
+    assert violations(checks) == {"codes[2]": "is 64000; must be 0 to 63999"}
