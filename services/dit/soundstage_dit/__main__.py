@@ -12,6 +12,7 @@ from soundstage_runtime.admission import Admission
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
+from soundstage_runtime.worker import Worker
 
 
 async def main(settings: DitSettings) -> None:
@@ -21,7 +22,8 @@ async def main(settings: DitSettings) -> None:
     folder = locate(settings.model)
     beside = settings.text_encoder or text_encoder_beside(settings.model)
     text_encoder = locate(beside) if beside else None
-    loaded = load(folder, text_encoder=text_encoder, device=device, dtype=dtype)
+    worker = Worker("dit")
+    loaded = await worker.run(load, folder, text_encoder=text_encoder, device=device, dtype=dtype)
     model = StageModel(
         name=Path(settings.model).name,
         variant=loaded.variant,
@@ -29,7 +31,7 @@ async def main(settings: DitSettings) -> None:
         dtype=dtype_name(dtype),
     )
     admission = Admission("songs", limit=settings.max_in_flight, max_waiting=settings.max_waiting)
-    engine = DitEngine(loaded, max_batch=settings.max_batch)
+    engine = DitEngine(loaded, worker, max_batch=settings.max_batch)
     await serve(settings, offer(engine, model=model, device=str(device), admission=admission), warm_up=warm_up)
     engine.close()
 

@@ -50,10 +50,9 @@ class _InFlight:
 class DitEngine:
     """Denoises songs, up to `max_batch` in each step; those that came first go first."""
 
-    def __init__(self, model: LoadedModel, *, max_batch: int) -> None:
-        self._model = model
+    def __init__(self, model: LoadedModel, worker: Worker, *, max_batch: int) -> None:
+        self._model, self._worker = model, worker
         self._max_batch = max_batch
-        self._worker = Worker("dit")
         self._songs: list[_InFlight] = []
         self._steps: asyncio.Task[None] | None = None
         # A step takes its batch when its turn has come: songs that came before it are in, songs that left are not.

@@ -17,6 +17,7 @@ from soundstage_dit.servicer import DitServicer, SongModel
 from soundstage_dit.weights import LoadedModel, load
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.serve import Server, Service
+from soundstage_runtime.worker import Worker
 
 if TYPE_CHECKING:
     from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceAsyncStub
@@ -64,7 +65,7 @@ def xl_pipeline(checkpoints: Path) -> AceStepPipeline:
 @pytest.fixture
 async def engine(model: LoadedModel) -> AsyncIterator[DitEngine]:
     """The tiny model's engine."""
-    engine = DitEngine(model, max_batch=4)
+    engine = DitEngine(model, Worker("dit"), max_batch=4)
     yield engine
     engine.close()
 

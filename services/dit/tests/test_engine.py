@@ -18,6 +18,7 @@ from soundstage_dit.engine import DenoiseError, DitEngine
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.song import Song
 from soundstage_dit.weights import LoadedModel
+from soundstage_runtime.worker import Worker
 
 # One matrix product over another number of rows adds in another order.
 TOLERANCE = 1e-5
@@ -73,7 +74,7 @@ class Stepwise:
 def stepwise(model: LoadedModel, *, max_batch: int = 4) -> tuple[Stepwise, DitEngine]:
     """An engine whose steps a test lets through."""
     steps = Stepwise(model.dit)
-    return steps, DitEngine(replace(model, dit=cast(Dit, steps)), max_batch=max_batch)
+    return steps, DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"), max_batch=max_batch)
 
 
 async def finish(engine: DitEngine, song: Song) -> NDArray[np.float32]:
@@ -93,7 +94,7 @@ def song_of(frames: int, steps: int, seed: int = 0) -> Song:
 @given(mix=st.lists(songs(), min_size=2, max_size=5), max_batch=st.integers(2, 5))
 def test_a_song_in_a_batch_equals_the_song_alone(model: LoadedModel, mix: list[Song], max_batch: int) -> None:
     async def compare() -> None:
-        engine = DitEngine(model, max_batch=max_batch)
+        engine = DitEngine(model, Worker("dit"), max_batch=max_batch)
         together = await asyncio.gather(*(finish(engine, song) for song in mix))
         alone = [await finish(engine, song) for song in mix]
         assert engine.num_songs == 0
@@ -208,7 +209,7 @@ async def test_latents_that_are_not_finite_are_an_error(model: LoadedModel) -> N
         ) -> list[Tensor]:
             return [torch.full_like(song, torch.nan) for song in latents]
 
-    engine = DitEngine(replace(model, dit=cast(Dit, Diverging(model.dit))), max_batch=1)
+    engine = DitEngine(replace(model, dit=cast(Dit, Diverging(model.dit))), Worker("dit"), max_batch=1)
     with pytest.raises(DenoiseError, match="not finite"):
         await finish(engine, song_of(4, steps=1))
     engine.close()

@@ -12,11 +12,12 @@ from soundstage_dit.engine import DitEngine
 from soundstage_dit.sampler import draw_noise
 from soundstage_dit.song import Song
 from soundstage_dit.weights import LoadedModel, load
+from soundstage_runtime.worker import Worker
 
 
 async def make(model: LoadedModel, song: Song) -> NDArray[np.float32]:
     """The latents of one song alone."""
-    engine = DitEngine(model, max_batch=1)
+    engine = DitEngine(model, Worker("dit"), max_batch=1)
     *_, latents = [event async for event in engine.denoise(song)]
     engine.close()
     assert isinstance(latents, np.ndarray)

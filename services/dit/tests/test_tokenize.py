@@ -30,6 +30,7 @@ from soundstage_dit.song import Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import read_details
 from soundstage_runtime.tensors import latent_chunks, to_proto
+from soundstage_runtime.worker import Worker
 
 from .conftest import Serving
 
@@ -67,7 +68,7 @@ class Gated:
 async def gated(model: LoadedModel) -> AsyncIterator[tuple[Gated, DitEngine]]:
     """An engine whose pieces a test lets through."""
     encoder = Gated(model.code_encoder)
-    engine = DitEngine(replace(model, code_encoder=cast(CodeEncoder, encoder)), max_batch=4)
+    engine = DitEngine(replace(model, code_encoder=cast(CodeEncoder, encoder)), Worker("dit"), max_batch=4)
     yield encoder, engine
     encoder.gate.release(100)
     engine.close()
@@ -149,7 +150,7 @@ async def test_latents_may_come_in_half_precision(engine: DitEngine, data_type: 
 @given(frames=st.integers(1, 1000), cuts=st.lists(st.integers(1, 999), max_size=12))
 def test_codes_do_not_depend_on_the_runs_they_come_in(model: LoadedModel, frames: int, cuts: list[int]) -> None:
     async def compare() -> None:
-        engine = DitEngine(model, max_batch=4)
+        engine = DitEngine(model, Worker("dit"), max_batch=4)
         latents = draw(frames)
         assert await tokenize(engine, latents, cuts) == await tokenize(engine, latents)
         engine.close()

@@ -66,8 +66,9 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
         except Exception as error:  # whatever keeps vLLM from starting, PyTorch can plan
             _log.warning("vllm_did_not_start", engine="torch", why=str(error) or type(error).__name__)
     if engine is None:
-        checkpoint = load_checkpoint(folder, device=device, dtype=getattr(torch, dtype), outline=outline)
-        checkpoint.model.pack()
+        checkpoint = await worker.run(
+            load_checkpoint, folder, device=device, dtype=getattr(torch, dtype), outline=outline, packed=True
+        )
         engine = _Engine(
             writer=TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb),
             max_tokens=outline.config.max_position_embeddings,

@@ -69,9 +69,12 @@ def load_outline(folder: Path) -> Outline:
 
 
 def load_checkpoint(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, outline: Outline | None = None
+    folder: Path, *, device: torch.device, dtype: torch.dtype, outline: Outline | None = None, packed: bool = False
 ) -> Checkpoint:
-    """Load configuration, tokenizer and weights. Raises CheckpointError naming what is wrong."""
+    """Load configuration, tokenizer and weights, `packed` to be run and no more to be read.
+
+    Raises CheckpointError naming what is wrong.
+    """
     outline = outline or load_outline(folder)
     config = outline.config
     tensors = {name.removeprefix("model."): tensor for name, tensor in read_weights(folder).items()}
@@ -80,6 +83,8 @@ def load_checkpoint(
         raise CheckpointError(f"{folder}: {_HEAD} is not the embedding that the configuration says it is tied to")
     fused = fuse(tensors, layers=config.num_hidden_layers)
     model = build(lambda: Qwen3(config), fused, where=str(folder), device=device, dtype=dtype)
+    if packed:
+        model.pack()
     return Checkpoint(
         model=model, tokenizer=outline.tokenizer, variant=outline.variant, fingerprint=outline.fingerprint
     )

@@ -1,4 +1,9 @@
-"""One thread per device: the event loop never blocks, and device work never overlaps."""
+"""One thread per device: the event loop never blocks, and device work never overlaps.
+
+All of a process's heavy torch work belongs on it, loading too. Each thread that ever ran a parallel kernel keeps a team
+of OpenMP threads, and as soon as there are more of them than cores, GNU's OpenMP no longer spins at its barriers: every
+kernel then waits for the scheduler, and small ones take up to eight times as long.
+"""
 
 import asyncio
 import contextvars

@@ -9,6 +9,7 @@ from soundstage_runtime.admission import Admission
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
+from soundstage_runtime.worker import Worker
 from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.servicer import offer, warm_up
@@ -20,7 +21,8 @@ async def main(settings: VaeSettings) -> None:
     device = choose_device(settings.device)
     # bfloat16 has fewer bits than 16-bit audio, so it is never chosen unasked.
     dtype = choose_dtype("float32" if settings.dtype == "auto" else settings.dtype, device)
-    codec = Codec(locate(settings.model), device=device, dtype=dtype)
+    worker = Worker("vae")
+    codec = await worker.run(Codec, locate(settings.model), device=device, dtype=dtype)
     model = StageModel(
         name=Path(settings.model).name,
         variant="oobleck",
@@ -28,7 +30,7 @@ async def main(settings: VaeSettings) -> None:
         dtype=dtype_name(dtype),
     )
     admission = Admission("VAE calls", limit=settings.max_in_flight, max_waiting=settings.max_waiting)
-    engine = VaeEngine(codec, window_frames=settings.window_frames)
+    engine = VaeEngine(codec, worker, window_frames=settings.window_frames)
     services = offer(engine, model=model, device=str(device), admission=admission)
     await serve(settings, services, warm_up=partial(warm_up, window_frames=settings.window_frames))
     engine.close()

@@ -15,10 +15,9 @@ from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, plan_tiles
 class VaeEngine:
     """Streams songs through a codec, several in turns of a tile each. A closed stream asks for no more tiles."""
 
-    def __init__(self, codec: Codec, *, window_frames: int) -> None:
-        self._codec = codec
+    def __init__(self, codec: Codec, worker: Worker, *, window_frames: int) -> None:
+        self._codec, self._worker = codec, worker
         self._window_frames = window_frames
-        self._worker = Worker("vae")
 
     @property
     def fingerprint(self) -> str:

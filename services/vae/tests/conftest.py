@@ -11,6 +11,7 @@ from soundstage.stage.v1.vae_service_pb2_grpc import add_VaeServiceServicer_to_s
 from soundstage_cli.tiny.vae import write_vae
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.serve import Server, Service
+from soundstage_runtime.worker import Worker
 from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.servicer import SongCodec, VaeServicer
@@ -39,7 +40,7 @@ def oracle(tiny_vae: Path) -> AutoencoderOobleck:
 
 @pytest.fixture
 def engine(codec: Codec) -> Iterator[VaeEngine]:
-    engine = VaeEngine(codec, window_frames=128)
+    engine = VaeEngine(codec, Worker("vae"), window_frames=128)
     yield engine
     engine.close()
 
@@ -47,7 +48,7 @@ def engine(codec: Codec) -> Iterator[VaeEngine]:
 @pytest.fixture
 def small_engine(codec: Codec) -> Iterator[VaeEngine]:
     """Windows of 32 frames: many tiles in little time."""
-    engine = VaeEngine(codec, window_frames=32)
+    engine = VaeEngine(codec, Worker("vae"), window_frames=32)
     yield engine
     engine.close()
 

@@ -18,6 +18,7 @@ from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceStub
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.tensors import to_proto
+from soundstage_runtime.worker import Worker
 from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.tiling import DECODE_CONTEXT, plan_tiles
@@ -51,7 +52,7 @@ class Gated(Codec):
 async def gated(tiny_vae: Path) -> AsyncGenerator[tuple[Gated, VaeEngine]]:
     """The gate lets one tile through and holds the next."""
     codec = Gated(tiny_vae, open_for=1)
-    engine = VaeEngine(codec, window_frames=32)
+    engine = VaeEngine(codec, Worker("vae"), window_frames=32)
     yield codec, engine
     codec.gate.release(100)
     engine.close()
