@@ -81,7 +81,7 @@ def load_checkpoint(
     head = tensors.pop(_HEAD, None)
     if head is not None and not torch.equal(head, tensors.get("embed_tokens.weight", head[:0])):
         raise CheckpointError(f"{folder}: {_HEAD} is not the embedding that the configuration says it is tied to")
-    fused = fuse(tensors, layers=config.num_hidden_layers)
+    fused = fuse(tensors, config)
     model = build(lambda: Qwen3(config), fused, where=str(folder), device=device, dtype=dtype)
     if packed:
         model.pack()
@@ -90,15 +90,16 @@ def load_checkpoint(
     )
 
 
-def fuse(tensors: Mapping[str, Tensor], *, layers: int) -> dict[str, Tensor]:
-    """Join the projections of a layer that have the same input, and lower the MLPs' inner values by LIFT.
+def fuse(tensors: Mapping[str, Tensor], config: Qwen3Config) -> dict[str, Tensor]:
+    """Join what has the same input in a layer, heads' norms too, and lower the MLPs' inner values by LIFT.
 
     Every tensor is a copy: weights that stay in the mapped file can be paged out in the middle of a song. What is
     incomplete or misshapen is left as it is, for `build` to name.
     """
     left = dict(tensors)
     fused: dict[str, Tensor] = {}
-    for layer in range(layers):
+    heads = (config.num_attention_heads, config.num_key_value_heads)
+    for layer in range(config.num_hidden_layers):
         for joined, parts in _JOINED.items():
             names = [f"layers.{layer}.{part}.weight" for part in parts]
             if all(name in left for name in names) and len({left[name].shape[1:] for name in names}) == 1:
@@ -106,6 +107,10 @@ def fuse(tensors: Mapping[str, Tensor], *, layers: int) -> dict[str, Tensor]:
                 if parts[-1] == _UP:
                     found[-1] = found[-1] / LIFT
                 fused[f"layers.{layer}.{joined}.weight"] = torch.cat(found)
+        norms = [f"layers.{layer}.self_attn.{part}_norm.weight" for part in "qk"]
+        if all(name in left and left[name].dim() == 1 for name in norms):
+            repeated = [left.pop(name).expand(heads, -1) for name, heads in zip(norms, heads, strict=True)]
+            fused[f"layers.{layer}.self_attn.qk_norm.weight"] = torch.cat(repeated)
     return fused | {name: tensor.clone() for name, tensor in left.items()}
 
 

@@ -31,15 +31,19 @@ class Span:
 
 
 class KvCache:
-    """Per layer, keys and values [pages, kv_heads, PAGE, head_dim]."""
+    """Per layer, keys [pages, kv_heads, PAGE, head_dim] and values [pages, kv_heads, head_dim, PAGE].
+
+    A matmul over bfloat16 reads pairs along the axis it sums over, so that axis comes last in both.
+    """
 
     def __init__(
         self, *, layers: int, pages: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (pages, kv_heads, PAGE, head_dim)
         # Not filled with zeros: on a CPU, memory that is never written to costs nothing.
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(layers)]
+        def pool(*page: int) -> list[Tensor]:
+            return [torch.empty(pages, kv_heads, *page, device=device, dtype=dtype) for _ in range(layers)]
+
+        self.keys, self.values = pool(PAGE, head_dim), pool(head_dim, PAGE)
 
     def move(self, moves: Sequence[tuple[int, int]]) -> None:
         """Copy pages, one after another, each from and to."""
@@ -50,7 +54,7 @@ class KvCache:
     def clear(self, pages: Sequence[int]) -> None:
         """Forget what was in `pages`: not even a weight of nothing makes something of a NaN."""
         if pages:
-            for tensor in self.values:
+            for tensor in (*self.keys, *self.values):
                 tensor[list(pages)] = 0
 
 
@@ -79,7 +83,7 @@ class Pass:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         # Indexed assignment writes in place; scatter_ on this view would copy the whole cache.
         keys[self._pages, :, self._offsets] = key
-        values[self._pages, :, self._offsets] = value
+        values[self._pages, :, :, self._offsets] = value
         first = 0
         mixed: list[Tensor] = []
         if self._steps is not None:
@@ -105,27 +109,34 @@ class _Steps:
         # Where a row has fewer pages than the longest, its first stands in, and weighs nothing.
         table = [[*span.pages, *span.pages[:1] * (longest - len(span.pages))] for span in spans]
         counts = torch.tensor([len(span.pages) for span in spans])[:, None]
+        is_past = torch.arange(PAGE) < torch.tensor(filled)[:, None]
+        is_there = torch.arange(longest) < torch.tensor([len(span.pages) for span in spans])[:, None]
         self._owners = torch.tensor(owners, device=device)  # [pages]
-        self._table = torch.tensor(table, device=device)  # [rows, longest]
-        self._is_absent = (torch.arange(longest) >= counts)[:, :, None, None, None].to(device)
-        is_future = torch.arange(PAGE) >= torch.tensor(filled)[:, None]
-        self._is_future = is_future[:, None, None].to(device)  # [pages, 1, 1, PAGE]
+        self._table = torch.tensor(table, device=device).flatten()  # [rows * longest]
+        # Added to scores, [pages, 1, 1, PAGE], and to the peaks of pages, [rows, longest, 1, 1, 1].
+        self._bias = _hide(~is_past)[:, None, None].to(device)
+        self._page_bias = _hide(~is_there)[:, :, None, None, None].to(device)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Mix values [pages, kv_heads, PAGE, head_dim] for query [rows, heads, head_dim]."""
+        """Mix the values of pools of pages for query [rows, heads, head_dim]."""
         # Two matmuls over groups of heads: for a single query they beat the fused kernel with its mask.
-        grouped = query.view(self.num_rows, keys.shape[1], -1, query.shape[-1])[self._owners]
-        scores = (grouped @ keys[: self._num_pages].transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-        scores = scores.masked_fill_(self._is_future, float("-inf"))
-        peaks = scores.amax(-1, keepdim=True)
-        weights = scores.sub_(peaks).exp_()
-        parts = weights.to(values.dtype) @ values[: self._num_pages]
-        masses = weights.sum(-1, keepdim=True)
-        # Each row's parts, [rows, longest, kv_heads, group, ...], weighed as one softmax over all of them would.
-        row_peaks = peaks[self._table].masked_fill(self._is_absent, float("-inf"))
-        shares = (row_peaks - row_peaks.amax(1, keepdim=True)).exp_()
-        mixed = (parts[self._table].float() * shares).sum(1) / (masses[self._table] * shares).sum(1)
+        grouped = query.view(self.num_rows, keys.shape[1], -1, query.shape[-1]).index_select(0, self._owners)
+        scores = grouped @ keys[: self._num_pages].transpose(-1, -2)
+        scores = torch.add(self._bias, scores, alpha=query.shape[-1] ** -0.5)  # float32
+        weights = scores.softmax(-1)
+        parts = weights.to(values.dtype) @ values[: self._num_pages].transpose(-1, -2)
+        # A softmax over all of a row's pages: the mass of a page is one over its peak's weight.
+        peaks = self._by_row(scores.amax(-1, keepdim=True)) + self._page_bias
+        shares = (peaks - peaks.amax(1, keepdim=True)).exp_() / self._by_row(weights.amax(-1, keepdim=True))
+        mixed = (self._by_row(parts).float() * shares).sum(1) / shares.sum(1)
         return mixed.to(query.dtype).view(query.shape)
+
+    def _by_row(self, of_pages: Tensor) -> Tensor:  # [pages, ...] -> [rows, longest, ...]
+        return of_pages.index_select(0, self._table).unflatten(0, (self.num_rows, -1))
+
+
+def _hide(is_hidden: Tensor) -> Tensor:
+    return torch.zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
 
 
 def _attend_piece(span: Span, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -133,7 +144,8 @@ def _attend_piece(span: Span, query: Tensor, key: Tensor, value: Tensor, keys: T
     mask = None
     if span.start:
         pages = list(span.pages)
-        key, value = (pool[pages].transpose(1, 2).flatten(0, 1)[: span.end] for pool in (keys, values))
+        key = keys[pages].transpose(1, 2).flatten(0, 1)[: span.end]
+        value = values[pages].permute(0, 3, 1, 2).flatten(0, 1)[: span.end]
         ends = torch.arange(span.start, span.end, device=query.device)[:, None]
         mask = torch.arange(span.end, device=query.device) <= ends
     mixed = F.scaled_dot_product_attention(

@@ -1,6 +1,6 @@
 """The Qwen3 decoder. Parameter names are the released checkpoints', which carry no `model.` prefix.
 
-But for two things, done when weights are loaded: projections of the same input are one (weights.py, `fuse`), and what
+But for two things, done when weights are loaded: what has the same input is one (weights.py, `fuse`), and what
 goes into an MLP's last projection is divided by LIFT. What comes out is multiplied back in float32, and the residual
 stream is float32: the released planners write values near 2e6 there, which float16 cannot hold. LIFT is a power of two,
 so in the other types nothing changes.
@@ -38,15 +38,15 @@ class Qwen3Config:
 
 
 class Norm(nn.Module):
-    """Root-mean-square norm of the last axis, of the residual stream's type or the weights', into the weights' type."""
+    """Root-mean-square norm of the last axis, computed in float32, into the weights' type."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, *shape: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(shape))
         self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self._eps).to(self.weight.dtype)
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self._eps).to(self.weight.dtype) * self.weight
 
 
 class Attention(nn.Module):
@@ -55,15 +55,17 @@ class Attention(nn.Module):
     def __init__(self, config: Qwen3Config, layer: int) -> None:
         super().__init__()
         self._layer, self._head_dim = layer, config.head_dim
-        self._heads = [config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads]
-        self.qkv_proj = Projection(config.hidden_size, sum(self._heads) * config.head_dim)
+        self._heads = [config.num_attention_heads, config.num_key_value_heads]
+        self.qkv_proj = Projection(config.hidden_size, (sum(self._heads) + self._heads[1]) * config.head_dim)
         self.o_proj = Projection(config.num_attention_heads * config.head_dim, config.hidden_size)
-        self.q_norm = Norm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = Norm(config.head_dim, config.rms_norm_eps)
+        self.qk_norm = Norm(sum(self._heads), config.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], run: Pass) -> Tensor:
-        query, key, value = self.qkv_proj(x).view(len(x), -1, self._head_dim).split(self._heads, dim=1)
-        mixed = run.attend(self._layer, rotate(self.q_norm(query), turn), rotate(self.k_norm(key), turn), value)
+        query_key, value = (
+            self.qkv_proj(x).view(len(x), -1, self._head_dim).split([sum(self._heads), self._heads[1]], 1)
+        )
+        query, key = rotate(self.qk_norm(query_key), turn).split(self._heads, 1)
+        mixed = run.attend(self._layer, query, key, value)
         return self.o_proj(mixed.flatten(1))
 
 
@@ -85,9 +87,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: Qwen3Config, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], run: Pass) -> Tensor:
@@ -103,7 +105,7 @@ class Qwen3(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
 
     @property
     def page_bytes(self) -> int:
@@ -140,15 +142,14 @@ class Qwen3(nn.Module):
 
 
 def angles(positions: Tensor, config: Qwen3Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine [tokens, 1, head_dim] of the rotary embedding, computed in float32."""
+    """Return cosine and signed sine [tokens, 1, head_dim] of the rotary embedding, computed in float32."""
     exponents = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32) / config.head_dim
     angle = positions[:, None, None].float() * config.rope_theta**-exponents
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cosine, sine = angle.cos(), angle.sin()
+    return torch.cat([cosine, cosine], dim=-1).to(dtype), torch.cat([-sine, sine], dim=-1).to(dtype)
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Turn pairs of channels of x [tokens, heads, head_dim], halves apart, by their position's angles."""
     cosine, sine = turn
-    low, high = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat([-high, low], dim=-1) * sine
+    return x * cosine + x.roll(x.shape[-1] // 2, dims=-1) * sine
