@@ -108,7 +108,6 @@ class _Steps:
                 owners[page], filled[page] = row, span.end - index * PAGE
         # Where a row has fewer pages than the longest, its first stands in, and weighs nothing.
         table = [[*span.pages, *span.pages[:1] * (longest - len(span.pages))] for span in spans]
-        counts = torch.tensor([len(span.pages) for span in spans])[:, None]
         is_past = torch.arange(PAGE) < torch.tensor(filled)[:, None]
         is_there = torch.arange(longest) < torch.tensor([len(span.pages) for span in spans])[:, None]
         self._owners = torch.tensor(owners, device=device)  # [pages]
