@@ -34,7 +34,6 @@ class Transformers:
         logging.disable_progress_bar()
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         # Typed for a class of theirs that no model of theirs is.
-        # Typed for a class of theirs that no model of theirs is.
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         for parameter in self._model.parameters():
             parameter.data = parameter.data.clone()  # else they stay in the mapped file, and may be paged out
@@ -42,7 +41,7 @@ class Transformers:
     def write(self, caption: str, lyrics: str, num_tokens: int) -> list[float]:
         """Write so many tokens; returns when each came.
 
-        Every token of the vocabulary is allowed and the likeliest is taken, which costs less than what a planner does.
+        They are drawn as a planner draws them, from all of the vocabulary.
         """
         conditional = self._encode(f"# Caption\n{caption}\n\n# Lyric\n{lyrics}\n", _KNOWN)
         clock = _Clock()
@@ -51,7 +50,10 @@ class Transformers:
             attention_mask=torch.ones_like(conditional),
             negative_prompt_ids=self._encode("NO USER INPUT", ""),
             guidance_scale=2.0,
-            do_sample=False,
+            do_sample=True,
+            temperature=0.85,
+            top_p=0.9,
+            top_k=0,
             max_new_tokens=num_tokens,
             min_new_tokens=num_tokens,
             pad_token_id=self._tokenizer.pad_token_id,

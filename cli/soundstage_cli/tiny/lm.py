@@ -26,6 +26,7 @@ class Shape:
     initializer_range: float
     num_codes: int
     vocab_size: int = 0
+    texts: tuple[str, ...] = ()  # whose words are a token each
     dtype: torch.dtype = torch.float32
 
 
@@ -50,6 +51,11 @@ SMALL: Final = Shape(
     initializer_range=0.02,
     num_codes=64_000,
     vocab_size=217_204,
+    texts=(
+        "system user assistant # Instruction\nGenerate audio semantic tokens based on the given conditions:\n\n",
+        "# Caption\na warm lo-fi beat, take\n\n# Lyric\n[Instrumental]\n NO USER INPUT",
+        "bpm: duration: keyscale: G major\nlanguage: timesignature:\n\n",
+    ),
     dtype=torch.bfloat16,
 )
 
@@ -60,7 +66,7 @@ def write_lm(folder: Path, *, seed: int = 0, prefixed: bool = False, shape: Shap
     The released checkpoints name tensors `layers.0...`; with `prefixed` they are named `model.layers.0...`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = byte_tokenizer(num_codes=shape.num_codes)
+    tokenizer = byte_tokenizer(num_codes=shape.num_codes, texts=shape.texts)
     config = Qwen3Config(
         vocab_size=shape.vocab_size or len(tokenizer),
         hidden_size=shape.hidden_size,

@@ -20,7 +20,7 @@ async def main(settings: LmSettings) -> None:
         max_duration_s=settings.max_duration_s,
     )
     try:
-        await serve(settings, services, warm_up=warm_up)
+        await serve(settings, services, warm_up=warm_up, lost=loaded.lost)
     finally:
         loaded.close()
 

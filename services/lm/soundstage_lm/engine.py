@@ -3,9 +3,10 @@
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -27,12 +28,13 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A planner, what StageService says of it, where it runs, and how to end its engine."""
+    """A planner, what StageService says of it, where it runs, how to end its engine, and how to learn of its loss."""
 
     composer: Composer
     model: StageModel
     device: str
     close: Callable[[], None]
+    lost: Callable[[], Coroutine[Any, Any, str]] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class _Engine:
     writer: Writer
     max_tokens: int
     close: Callable[[], None]
+    lost: Callable[[], Coroutine[Any, Any, str]] | None = None  # returns when it is, where that can happen
 
 
 async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
@@ -87,7 +90,7 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
         model_fingerprint=outline.fingerprint,
         dtype=dtype,
     )
-    return Loaded(composer=composer, model=model, device=str(device), close=engine.close)
+    return Loaded(composer=composer, model=model, device=str(device), close=engine.close, lost=engine.lost)
 
 
 async def _start_vllm(
@@ -108,7 +111,7 @@ async def _start_vllm(
         timeout_s=settings.engine_timeout_s,
     )
     writer = await start_writer(options, outline.tokenizer, grammar)
-    return _Engine(writer=writer, max_tokens=writer.max_tokens, close=writer.close)
+    return _Engine(writer=writer, max_tokens=writer.max_tokens, close=writer.close, lost=writer.died)
 
 
 def _describe_card(device: torch.device) -> Card:

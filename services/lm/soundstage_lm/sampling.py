@@ -5,6 +5,7 @@ computed for allowed tokens. A draw takes one uniform number that depends on the
 song's codes do not depend on what else is being served.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -65,7 +66,8 @@ def choose(
     logits: Tensor, allowed: TokenSet, *, written: Sequence[int], sampling: Sampling, seed: int, phase: int
 ) -> int | None:
     """Choose the token after `written` by guided logits [allowed]; None where none of them is finite."""
-    if not logits.isfinite().any():
+    # A finite maximum is found quickly; what hides one, a NaN or an infinity, is looked at closely.
+    if not math.isfinite(logits.amax()) and not logits.isfinite().any():
         return None
     if allowed.is_greedy:
         sampling = replace(sampling, temperature=0.0)

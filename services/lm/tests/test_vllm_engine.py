@@ -318,6 +318,7 @@ async def test_a_partner_that_comes_late_ends_the_song_and_later_the_engine_is_l
         with pytest.raises(EngineLostError):
             await collect(song)
         assert (hasty.num_live, alone.num_live) == (0, 0)
+        assert await alone.died() == "vLLM's engine has died"
     finally:
         engine.shutdown()
 

@@ -2,11 +2,11 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
@@ -47,6 +47,10 @@ class PortTakenError(StartError):
 
 class WarmUpError(StartError):
     """The first request through the port failed, so no other would do better."""
+
+
+class LostError(StartError):
+    """What the process serves with is gone: only a new process helps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,21 +140,30 @@ async def serve(
     services: Sequence[Service],
     *,
     warm_up: Callable[[grpc.aio.Channel], Awaitable[None]],
+    lost: Callable[[], Coroutine[Any, Any, str]] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and stop."""
+    """Serve until SIGTERM or SIGINT, then drain and stop.
+
+    Stops too when `lost` returns, which says what was lost, and raises LostError: whoever started the process starts
+    another.
+    """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     server = Server(services, host=settings.host, port=settings.port, warm_up=warm_up)
     start, end = asyncio.create_task(server.start()), asyncio.create_task(ended.wait())
+    loss = asyncio.create_task(lost() if lost is not None else asyncio.Event().wait())
     try:
-        await asyncio.wait({start, end}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({start, end, loss}, return_when=asyncio.FIRST_COMPLETED)
         if start.done():
             await start
-            await end
+            await asyncio.wait({end, loss}, return_when=asyncio.FIRST_COMPLETED)
+        if loss.done():
+            _log.error("lost", what=loss.result())
+            raise LostError(str(loss.result()))
     finally:
-        start.cancel()
-        end.cancel()
+        for task in (start, end, loss):
+            task.cancel()
         await server.stop(drain_s=settings.drain_s, grace_s=settings.grace_s)
     _log.info("stopped")

@@ -30,7 +30,8 @@ from soundstage.stage.v1.lm_service_pb2_grpc import (
     add_LmServiceServicer_to_server,
 )
 from soundstage_runtime.errors import ServiceError, read_details
-from soundstage_runtime.serve import PortTakenError, Server, Service, WarmUpError
+from soundstage_runtime.serve import LostError, PortTakenError, Server, Service, WarmUpError, serve
+from soundstage_runtime.settings import ServerSettings
 
 NAME = "soundstage.stage.v1.LmService"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -262,3 +263,17 @@ async def test_a_process_told_to_stop_drains_and_leaves_with_success(number: sig
                 process.send_signal(number)
     assert events == ["ready", "draining", "stopped"]
     assert await process.wait() == 0
+
+
+async def test_a_process_that_loses_what_it_serves_with_ends() -> None:
+    gone = asyncio.Event()
+
+    async def warm_up(channel: grpc.aio.Channel) -> None:
+        gone.set()
+
+    async def lost() -> str:
+        await gone.wait()
+        return "the engine has died"
+
+    with pytest.raises(LostError, match="the engine has died"):
+        await serve(ServerSettings(drain_s=0, grace_s=0), [], warm_up=warm_up, lost=lost)

@@ -70,7 +70,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU; what it returns is float32."""
+    """SwiGLU; what it returns is to be lifted."""
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up).float() * LIFT
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -94,7 +94,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], run: Pass) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), turn, run)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x.add(self.mlp(self.post_attention_layernorm(x)), alpha=LIFT)  # in float32
 
 
 class Qwen3(nn.Module):

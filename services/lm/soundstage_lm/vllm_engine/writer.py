@@ -19,6 +19,7 @@ from soundstage_lm.vllm_engine.ticket import Role, Ticket, to_extra_args
 from soundstage_lm.writer import Text, TokenSet
 from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violation
 
+_PULSE_S: Final = 1.0
 _PARTNER_DEADLINE_S: Final = 30.0  # both requests of a text end in the same step
 
 
@@ -58,6 +59,12 @@ class VllmWriter:
     def close(self) -> None:
         """End the engine's processes."""
         self.engine.shutdown()
+
+    async def died(self) -> str:
+        """Return when the engine's processes are gone, and say so."""
+        while not self.engine.errored:  # noqa: ASYNC110 (vLLM tells nobody)
+            await asyncio.sleep(_PULSE_S)
+        return "vLLM's engine has died"
 
     async def write(self, text: Text) -> AsyncGenerator[int, None]:
         """Yield the tokens of a text as they are drawn; see Writer."""
