@@ -18,7 +18,7 @@ from soundstage.music.v1.song_service_pb2 import (
     Stage,
     StageTiming,
 )
-from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse
+from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse, DenoiseSetup
 from soundstage.stage.v1.lm_service_pb2 import ComposePlan, ComposeRequest, ComposeResponse
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
 from soundstage.type.v1.audio_pb2 import AudioHeader
@@ -82,7 +82,7 @@ class Song:
             latent_frames = len(self._codes) * LATENTS_PER_CODE
         else:
             latent_frames = round(self._metadata.duration_s * SAMPLE_RATE_HZ) // SAMPLES_PER_LATENT
-        request = DenoiseRequest(
+        setup = DenoiseSetup(
             caption=self._caption,
             lyrics=self._order.lyrics,
             metadata=self._metadata,
@@ -93,11 +93,11 @@ class Song:
             model_fingerprint=self._fingerprints[STAGE_DIT],
         )
         started_s = time.monotonic()
-        async with aclosing(ask(STAGE_DIT, self._stages.dit.Denoise, request, DenoiseResponse)) as responses:
+        async with aclosing(ask(STAGE_DIT, self._stages.dit.Denoise, _only(setup), DenoiseResponse)) as responses:
             async for response in responses:
                 if response.HasField("progress"):
                     yield _progress(STAGE_DIT, response.progress.step, response.progress.steps)
-                else:
+                elif response.HasField("latents"):
                     self._latents.append(response.latents)
         self._note_time(STAGE_DIT, started_s)
 
@@ -190,3 +190,7 @@ def public_plan(plan: ComposePlan) -> Plan:
 
 def _progress(stage: Stage.ValueType, done: int, total: int) -> GenerateSongResponse:
     return GenerateSongResponse(progress=Progress(stage=stage, done=done, total=total))
+
+
+async def _only(setup: DenoiseSetup) -> AsyncGenerator[DenoiseRequest, None]:
+    yield DenoiseRequest(setup=setup)

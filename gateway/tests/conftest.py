@@ -91,7 +91,15 @@ class Steady:
             codes = [(request.seed + code) % 64000 for code in range(first, min(first + 5, plan.code_count))]
             yield ComposeResponse(codes=CodeChunk(first_code=first, codes=codes))
 
-    async def Denoise(self, request: DenoiseRequest, context: Context) -> AsyncIterator[DenoiseResponse]:
+    async def Align(self, request: object, context: Context) -> None:
+        raise NotImplementedError
+
+    ListAdapters = LoadAdapter = UnloadAdapter = Align
+
+    async def Denoise(
+        self, request_iterator: AsyncIterator[DenoiseRequest], context: Context
+    ) -> AsyncIterator[DenoiseResponse]:
+        request = (await anext(request_iterator)).setup
         self.requests.append(request)
         self.note(context)
         for step in range(STEPS):

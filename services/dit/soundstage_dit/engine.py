@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soundstage_dit.sampler import draw_noise, euler, schedule
 from soundstage_dit.song import Song
+from soundstage_dit.tasks import prepare
+from soundstage_dit.trajectory import Evaluation, Trajectory, trajectory
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.score import LATENTS_PER_CODE
@@ -38,13 +39,16 @@ class TokenizeError(ServiceError):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _InFlight:
-    times: list[float]
-    context: Tensor  # [frames, 2 * channels]
-    memory: Tensor  # [layers, 2, kv_heads, conditions, head_dim]
-    latents: Tensor  # [frames, channels], float32
-    step: int = 0
-    # One entry a step, so their number bounds it: None, or why the step failed.
-    stepped: asyncio.Queue[str | None] = field(default_factory=asyncio.Queue[str | None])
+    song: Song
+    trajectory: Trajectory
+    wanted: Evaluation | None  # None at the end
+    latents: Tensor | None = None  # [frames, channels], float32, at the end
+    # One entry an evaluation, so their number bounds it: how many steps are done, or why one failed.
+    stepped: asyncio.Queue[int | str] = field(default_factory=asyncio.Queue[int | str])
+
+    @property
+    def steps_done(self) -> int:
+        return self.song.diffusion.steps if self.wanted is None else self.wanted.steps_done
 
 
 class DitEngine:
@@ -80,13 +84,17 @@ class DitEngine:
             # In a context of its own: the steps belong to no single call.
             self._steps = asyncio.create_task(self._run_steps(), context=contextvars.Context())
         try:
-            for step in range(1, song.steps + 1):
-                failure = await entry.stepped.get()
-                if failure is not None:
-                    raise DenoiseError(failure)
-                yield step
+            done = 0
+            while done < song.diffusion.steps:
+                found = await entry.stepped.get()
+                if isinstance(found, str):
+                    raise DenoiseError(found)
+                for step in range(done + 1, found + 1):
+                    yield step
+                done = found
         finally:
             self._leave(entry)
+        assert entry.latents is not None
         yield await self._worker.run(_read, entry.latents)
 
     async def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
@@ -117,9 +125,9 @@ class DitEngine:
                         return
                     failure = await self._try_step(batch)
                 for entry in batch:
-                    if failure is not None or entry.step + 1 == len(entry.times):
+                    if failure is not None or entry.wanted is None:
                         self._leave(entry)
-                    entry.stepped.put_nowait(failure)
+                    entry.stepped.put_nowait(entry.steps_done if failure is None else failure)
         finally:
             self._steps = None
 
@@ -137,26 +145,26 @@ class DitEngine:
 
     @torch.inference_mode()
     def _enter(self, song: Song) -> _InFlight:
-        model = self._model
-        return _InFlight(
-            times=schedule(song.steps, song.shift),
-            context=model.conditioner.context(song),
-            memory=model.dit.remember(model.conditioner.encode(song)),
-            latents=draw_noise(song.seed, song.num_frames, model.channels).to(model.device),
-        )
+        way = trajectory(song, prepare(song, self._model))
+        return _InFlight(song=song, trajectory=way, wanted=next(way))
 
     @torch.inference_mode()
     def _step(self, batch: list[_InFlight]) -> None:
-        velocities = self._model.dit(
-            [entry.latents for entry in batch],
-            torch.tensor([entry.times[entry.step] for entry in batch], device=self._model.device),
-            [entry.context for entry in batch],
-            [entry.memory for entry in batch],
+        wanted = [entry.wanted for entry in batch if entry.wanted is not None]
+        queries = [query for evaluation in wanted for query in evaluation.queries]
+        velocities = iter(
+            self._model.dit(
+                [query.latents for query in queries],
+                torch.tensor([query.time for query in queries], device=self._model.device),
+                [query.conditions.context for query in queries],
+                [query.conditions.memory for query in queries],
+            )
         )
-        for entry, velocity in zip(batch, velocities, strict=True):
-            now, after = entry.times[entry.step : entry.step + 2]
-            entry.latents = euler(entry.latents, velocity, now, after)
-            entry.step += 1
+        for entry, evaluation in zip(batch, wanted, strict=True):
+            try:
+                entry.wanted = entry.trajectory.send([next(velocities) for _ in evaluation.queries])
+            except StopIteration as end:
+                entry.wanted, entry.latents = None, end.value
         if self._model.device.type == "cuda":
             # Else the host runs steps ahead of the device: progress would come early and cancel late.
             torch.cuda.synchronize(self._model.device)

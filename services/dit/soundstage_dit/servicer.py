@@ -13,6 +13,7 @@ from soundstage.stage.v1.dit_service_pb2 import (
     DenoiseProgress,
     DenoiseRequest,
     DenoiseResponse,
+    DenoiseSetup,
     TokenizeRequest,
     TokenizeResponse,
     TokenizeSetup,
@@ -25,7 +26,8 @@ from soundstage.stage.v1.dit_service_pb2_grpc import (
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
-from soundstage_dit.song import Song, read_song
+from soundstage_dit.request import read_song
+from soundstage_dit.song import Song
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
 from soundstage_runtime.request_stream import patient, read_first, read_latents
@@ -63,15 +65,16 @@ class DitServicer(DitServiceServicer):
         self._idle_timeout_s = idle_timeout_s
 
     async def Denoise(
-        self, request: DenoiseRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+        self, request_iterator: AsyncIterator[DenoiseRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[DenoiseResponse]:
         """See dit_service.proto."""
-        song = read_song(request)
-        check_fingerprint(request.model_fingerprint, self._model.model_fingerprint)
+        setup = (await read_first(patient(request_iterator, timeout_s=self._idle_timeout_s))).setup
+        song = read_song(setup)
+        check_fingerprint(setup.model_fingerprint, self._model.model_fingerprint)
         async with self._admission.enter(), aclosing(self._model.denoise(song)) as events:
             async for event in events:
                 if isinstance(event, int):
-                    yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.steps))
+                    yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.diffusion.steps))
                 else:
                     for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
                         yield DenoiseResponse(latents=chunk)
@@ -107,15 +110,15 @@ def offer(songs: SongModel, *, model: StageModel, device: str, admission: Admiss
 async def warm_up(channel: grpc.aio.Channel) -> None:
     """Make a song of one code and one step through the channel, and tokenize it."""
     dit = DitServiceStub(channel)
-    request = DenoiseRequest(
+    setup = DenoiseSetup(
         caption="silence",
         lyrics=INSTRUMENTAL,
         codes=[0],
         latent_frames=5,
         options=DiffusionOptions(steps=1),
     )
-    parts = [TokenizeRequest(setup=TokenizeSetup(latent_frames=request.latent_frames))]
-    async for response in dit.Denoise(request):
+    parts = [TokenizeRequest(setup=TokenizeSetup(latent_frames=setup.latent_frames))]
+    async for response in dit.Denoise(iter([DenoiseRequest(setup=setup)])):
         if response.HasField("latents"):
             parts.append(TokenizeRequest(latents=response.latents))
     await dit.Tokenize(iter(parts))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from soundstage_dit.engine import DenoiseError, DitEngine
 from soundstage_dit.model.dit import Dit
-from soundstage_dit.song import Song
+from soundstage_dit.sampler import schedule
+from soundstage_dit.song import Diffusion, Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.worker import Worker
 
@@ -36,8 +37,7 @@ def songs(draw: st.DrawFn) -> Song:
         num_frames=frames,
         seed=draw(st.integers(0, 2**32 - 1)),
         codes=tuple(draw(st.lists(st.integers(0, 63_999), max_size=-(-frames // 5)))),
-        steps=draw(st.integers(1, 4)),
-        shift=draw(st.floats(1, 5)),
+        diffusion=Diffusion(times=tuple(schedule(draw(st.integers(1, 4)), draw(st.floats(1, 5))))),
     )
 
 
@@ -80,14 +80,20 @@ def stepwise(model: LoadedModel, *, max_batch: int = 4) -> tuple[Stepwise, DitEn
 async def finish(engine: DitEngine, song: Song) -> NDArray[np.float32]:
     """Denoise to the end; checks the progress on the way."""
     *steps, latents = [event async for event in engine.denoise(song)]
-    assert steps == list(range(1, song.steps + 1))
+    assert steps == list(range(1, song.diffusion.steps + 1))
     assert isinstance(latents, np.ndarray)
     return latents
 
 
 def song_of(frames: int, steps: int, seed: int = 0) -> Song:
     """A song of that size."""
-    return Song(caption=f"song {seed}", lyrics="la " * seed, num_frames=frames, seed=seed, steps=steps)
+    return Song(
+        caption=f"song {seed}",
+        lyrics="la " * seed,
+        num_frames=frames,
+        seed=seed,
+        diffusion=Diffusion(times=tuple(schedule(steps, 3.0))),
+    )
 
 
 @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

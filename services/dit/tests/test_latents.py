@@ -9,8 +9,8 @@ from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from numpy.typing import NDArray
 
 from soundstage_dit.engine import DitEngine
-from soundstage_dit.sampler import draw_noise
-from soundstage_dit.song import Song
+from soundstage_dit.sampler import draw_noise, schedule
+from soundstage_dit.song import Diffusion, Song
 from soundstage_dit.weights import LoadedModel, load
 from soundstage_runtime.worker import Worker
 
@@ -24,16 +24,16 @@ async def make(model: LoadedModel, song: Song) -> NDArray[np.float32]:
     return latents
 
 
-def make_in_diffusers(pipe: AceStepPipeline, song: Song) -> NDArray[np.float32]:
+def make_in_diffusers(pipe: AceStepPipeline, song: Song, *, shift: float = 3.0) -> NDArray[np.float32]:
     """The same song from the pipeline, with our noise."""
     made = pipe(
         prompt=song.caption,
         lyrics=song.lyrics,
         audio_duration=song.num_frames / 25,
         vocal_language=song.language,
-        num_inference_steps=song.steps,
+        num_inference_steps=song.diffusion.steps,
         guidance_scale=1.0,
-        shift=song.shift,
+        shift=shift,
         latents=draw_noise(song.seed, song.num_frames, 64)[None],
         output_type="latent",
         bpm=song.bpm,
@@ -66,10 +66,9 @@ async def test_a_song_from_words_equals_that_of_diffusers(
         time_signature="3",
         language="fr",
         duration_s=frames / 25,
-        steps=steps,
-        shift=shift,
+        diffusion=Diffusion(times=tuple(schedule(steps, shift))),
     )
-    assert_same(await make(model, song), make_in_diffusers(pipeline, song))
+    assert_same(await make(model, song), make_in_diffusers(pipeline, song, shift=shift))
 
 
 async def test_a_song_from_codes_equals_that_of_diffusers(model: LoadedModel, pipeline: AceStepPipeline) -> None:
@@ -87,7 +86,14 @@ async def test_a_song_from_codes_equals_that_of_diffusers(model: LoadedModel, pi
 
 
 async def test_long_words_are_cut_as_in_diffusers(model: LoadedModel, pipeline: AceStepPipeline) -> None:
-    song = Song(caption="a drum " * 90, lyrics="la la\n" * 500, num_frames=50, seed=7, duration_s=2, steps=2)
+    song = Song(
+        caption="a drum " * 90,
+        lyrics="la la\n" * 500,
+        num_frames=50,
+        seed=7,
+        duration_s=2,
+        diffusion=Diffusion(times=tuple(schedule(2, 3.0))),
+    )
     assert_same(await make(model, song), make_in_diffusers(pipeline, song))
 
 
@@ -107,7 +113,7 @@ async def test_a_seed_gives_the_same_latents_again(model: LoadedModel) -> None:
 async def test_a_song_has_exactly_the_frames_asked_for(
     request: pytest.FixtureRequest, fixture: str, frames: int
 ) -> None:
-    song = Song(caption="a", lyrics="b", num_frames=frames, seed=0, steps=1)
+    song = Song(caption="a", lyrics="b", num_frames=frames, seed=0, diffusion=Diffusion(times=tuple(schedule(1, 3.0))))
     assert (await make(request.getfixturevalue(fixture), song)).shape == (frames, 64)
 
 

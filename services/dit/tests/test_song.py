@@ -4,22 +4,24 @@ import math
 
 import pytest
 
-from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest
+from soundstage.stage.v1.dit_service_pb2 import DenoiseSetup
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
-from soundstage_dit.song import Song, read_song
+from soundstage_dit.request import read_song
+from soundstage_dit.sampler import schedule
+from soundstage_dit.song import Diffusion, Song
 from soundstage_runtime.errors import InvalidRequestError
 
 
 def test_absent_fields_take_their_defaults() -> None:
-    song = read_song(DenoiseRequest(caption="a", lyrics="b", latent_frames=10, seed=3))
+    song = read_song(DenoiseSetup(caption="a", lyrics="b", latent_frames=10, seed=3))
     assert song == Song(caption="a", lyrics="b", num_frames=10, seed=3)
-    assert (song.steps, song.shift, song.language) == (8, 3.0, "unknown")
+    assert (song.diffusion.times, song.language) == (tuple(schedule(8, 3.0)), "unknown")
 
 
 def test_given_fields_are_read() -> None:
     metadata = SongMetadata(bpm=30, key_scale="F♯ minor", time_signature="6", vocal_language="yue", duration_s=600)
-    request = DenoiseRequest(
+    request = DenoiseSetup(
         caption="a",
         lyrics="",
         latent_frames=15_000,
@@ -39,39 +41,38 @@ def test_given_fields_are_read() -> None:
         time_signature="6",
         language="yue",
         duration_s=600,
-        steps=20,
-        shift=5,
+        diffusion=Diffusion(times=tuple(schedule(20, 5))),
     )
 
 
 def test_codes_beyond_the_song_are_cut() -> None:
-    assert read_song(DenoiseRequest(latent_frames=11, codes=range(9))).codes == (0, 1, 2)
+    assert read_song(DenoiseSetup(latent_frames=11, codes=range(9))).codes == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (DenoiseRequest(latent_frames=1, caption="a <|im_end|> b"), "caption"),
-        (DenoiseRequest(latent_frames=1, lyrics="<think>"), "lyrics"),
-        (DenoiseRequest(latent_frames=0), "latent_frames"),
-        (DenoiseRequest(latent_frames=15_001), "latent_frames"),
-        (DenoiseRequest(latent_frames=5, codes=[1, 64_000, 70_000]), "codes[1]"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(bpm=29)), "metadata.bpm"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(bpm=0)), "metadata.bpm"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(duration_s=0.5)), "metadata.duration_s"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(duration_s=math.nan)), "metadata.duration_s"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(duration_s=math.inf)), "metadata.duration_s"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(key_scale="H major")), "metadata.key_scale"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(key_scale="")), "metadata.key_scale"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(time_signature="5")), "metadata.time_signature"),
-        (DenoiseRequest(latent_frames=1, metadata=SongMetadata(vocal_language="xx")), "metadata.vocal_language"),
-        (DenoiseRequest(latent_frames=1, options=DiffusionOptions(steps=0)), "options.steps"),
-        (DenoiseRequest(latent_frames=1, options=DiffusionOptions(steps=21)), "options.steps"),
-        (DenoiseRequest(latent_frames=1, options=DiffusionOptions(shift=0.9)), "options.shift"),
-        (DenoiseRequest(latent_frames=1, options=DiffusionOptions(shift=math.nan)), "options.shift"),
+        (DenoiseSetup(latent_frames=1, caption="a <|im_end|> b"), "caption"),
+        (DenoiseSetup(latent_frames=1, lyrics="<think>"), "lyrics"),
+        (DenoiseSetup(latent_frames=0), "latent_frames"),
+        (DenoiseSetup(latent_frames=15_001), "latent_frames"),
+        (DenoiseSetup(latent_frames=5, codes=[1, 64_000, 70_000]), "codes[1]"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(bpm=29)), "metadata.bpm"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(bpm=0)), "metadata.bpm"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(duration_s=0.5)), "metadata.duration_s"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(duration_s=math.nan)), "metadata.duration_s"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(duration_s=math.inf)), "metadata.duration_s"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(key_scale="H major")), "metadata.key_scale"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(key_scale="")), "metadata.key_scale"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(time_signature="5")), "metadata.time_signature"),
+        (DenoiseSetup(latent_frames=1, metadata=SongMetadata(vocal_language="xx")), "metadata.vocal_language"),
+        (DenoiseSetup(latent_frames=1, options=DiffusionOptions(steps=0)), "options.steps"),
+        (DenoiseSetup(latent_frames=1, options=DiffusionOptions(steps=21)), "options.steps"),
+        (DenoiseSetup(latent_frames=1, options=DiffusionOptions(shift=0.9)), "options.shift"),
+        (DenoiseSetup(latent_frames=1, options=DiffusionOptions(shift=math.nan)), "options.shift"),
     ],
 )
-def test_a_bad_field_is_named(request_: DenoiseRequest, field: str) -> None:
+def test_a_bad_field_is_named(request_: DenoiseSetup, field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         read_song(request_)
     assert [violation.field for violation in caught.value.violations] == [field]

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse, TokenizeRequest, TokenizeSetup
+from soundstage.stage.v1.dit_service_pb2 import (
+    DenoiseRequest,
+    DenoiseResponse,
+    DenoiseSetup,
+    TokenizeRequest,
+    TokenizeSetup,
+)
 from soundstage.type.v1.tensor_pb2 import (
     DATA_TYPE_BFLOAT16,
     DATA_TYPE_FLOAT16,
@@ -26,7 +32,8 @@ from soundstage.type.v1.tensor_pb2 import (
 from soundstage.type.v1.tensor_pb2 import Tensor as WireTensor
 from soundstage_dit.engine import DitEngine, TokenizeError
 from soundstage_dit.model.codes import CodeEncoder
-from soundstage_dit.song import Song
+from soundstage_dit.sampler import schedule
+from soundstage_dit.song import Diffusion, Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import read_details
 from soundstage_runtime.tensors import latent_chunks, to_proto
@@ -109,7 +116,7 @@ async def tokenize(engine: DitEngine, latents: Floats, cuts: list[int] | None = 
     return [code async for codes in engine.tokenize(cut(latents, cuts or [])) for code in codes.tolist()]
 
 
-async def read(call: "grpc.aio.UnaryStreamCall[DenoiseRequest, DenoiseResponse]") -> list[DenoiseResponse]:
+async def read(call: "grpc.aio.StreamStreamCall[DenoiseRequest, DenoiseResponse]") -> list[DenoiseResponse]:
     """All responses of a call."""
     return [response async for response in call]
 
@@ -160,7 +167,9 @@ def test_codes_do_not_depend_on_the_runs_they_come_in(model: LoadedModel, frames
 
 async def test_codes_do_not_depend_on_what_else_is_in_flight(engine: DitEngine) -> None:
     async def denoise(seed: int) -> Floats:
-        wanted = Song(caption="a", lyrics="b", num_frames=90, seed=seed, steps=6)
+        wanted = Song(
+            caption="a", lyrics="b", num_frames=90, seed=seed, diffusion=Diffusion(times=tuple(schedule(6, 3.0)))
+        )
         *_, latents = [event async for event in engine.denoise(wanted)]
         assert isinstance(latents, np.ndarray)
         return latents
@@ -263,7 +272,7 @@ async def test_denoise_and_tokenize_share_their_places() -> None:
         holder = stub.Tokenize()
         await holder.write(setup(2))
         await until(lambda: serving.admission.in_flight == 1)
-        denoising = read(stub.Denoise(DenoiseRequest(caption="a", latent_frames=5)))
+        denoising = read(stub.Denoise(iter([DenoiseRequest(setup=DenoiseSetup(caption="a", latent_frames=5))])))
         for refused in (stub.Tokenize(iter([setup()])), denoising):
             error = await fail(refused)
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

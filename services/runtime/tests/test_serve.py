@@ -31,7 +31,7 @@ from soundstage.stage.v1.lm_service_pb2_grpc import (
 )
 from soundstage_runtime.errors import ServiceError, read_details
 from soundstage_runtime.serve import LostError, PortTakenError, Server, Service, WarmUpError, serve
-from soundstage_runtime.settings import ServerSettings
+from soundstage_runtime.settings import ServerSettings, load_settings
 
 NAME = "soundstage.stage.v1.LmService"
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -276,4 +276,4 @@ async def test_a_process_that_loses_what_it_serves_with_ends() -> None:
         return "the engine has died"
 
     with pytest.raises(LostError, match="the engine has died"):
-        await serve(ServerSettings(drain_s=0, grace_s=0), [], warm_up=warm_up, lost=lost)
+        await serve(load_settings(ServerSettings, []), [], warm_up=warm_up, lost=lost)

@@ -45,6 +45,21 @@ class CatalogServiceStub(object):
                 request_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/soundstage.music.v1.CatalogService/ListAdapters',
+                request_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/soundstage.music.v1.CatalogService/LoadAdapter',
+                request_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/soundstage.music.v1.CatalogService/UnloadAdapter',
+                request_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class CatalogServiceServicer(object):
@@ -65,6 +80,27 @@ class CatalogServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAdapters(self, request, context):
+        """ListAdapters lists the adapters that songs can be made with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """LoadAdapter loads an adapter, a LoRA or a LoKr, that lies on the diffusion stage's machine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CatalogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +113,21 @@ def add_CatalogServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListModelsRequest.FromString,
                     response_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_catalog__service__pb2.UnloadAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +185,87 @@ class CatalogService(object):
             '/soundstage.music.v1.CatalogService/ListModels',
             soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListModelsRequest.SerializeToString,
             soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.CatalogService/ListAdapters',
+            soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListAdaptersRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_catalog__service__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.CatalogService/LoadAdapter',
+            soundstage_dot_music_dot_v1_dot_catalog__service__pb2.LoadAdapterRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_catalog__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.CatalogService/UnloadAdapter',
+            soundstage_dot_music_dot_v1_dot_catalog__service__pb2.UnloadAdapterRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_catalog__service__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

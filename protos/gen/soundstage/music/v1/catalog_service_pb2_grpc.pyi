@@ -37,6 +37,12 @@ class CatalogServiceStub:
     """GetCapabilities answers the limits of a request, what is running, and how much room there is now."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListModelsRequest, _catalog_service_pb2.ListModelsResponse]
     """ListModels lists the models that are loaded in any stage."""
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.ListAdaptersRequest, _catalog_service_pb2.ListAdaptersResponse]
+    """ListAdapters lists the adapters that songs can be made with."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.LoadAdapterRequest, _catalog_service_pb2.LoadAdapterResponse]
+    """LoadAdapter loads an adapter, a LoRA or a LoKr, that lies on the diffusion stage's machine."""
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_catalog_service_pb2.UnloadAdapterRequest, _catalog_service_pb2.UnloadAdapterResponse]
+    """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done."""
 
 @_typing.type_check_only
 class CatalogServiceAsyncStub(CatalogServiceStub):
@@ -47,6 +53,12 @@ class CatalogServiceAsyncStub(CatalogServiceStub):
     """GetCapabilities answers the limits of a request, what is running, and how much room there is now."""
     ListModels: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListModelsRequest, _catalog_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels lists the models that are loaded in any stage."""
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.ListAdaptersRequest, _catalog_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    """ListAdapters lists the adapters that songs can be made with."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.LoadAdapterRequest, _catalog_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """LoadAdapter loads an adapter, a LoRA or a LoKr, that lies on the diffusion stage's machine."""
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_catalog_service_pb2.UnloadAdapterRequest, _catalog_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done."""
 
 class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
     """CatalogService says what this deployment can do."""
@@ -66,5 +78,29 @@ class CatalogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalog_service_pb2.ListModelsResponse, _abc.Awaitable[_catalog_service_pb2.ListModelsResponse]]:
         """ListModels lists the models that are loaded in any stage."""
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _catalog_service_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_service_pb2.ListAdaptersResponse, _abc.Awaitable[_catalog_service_pb2.ListAdaptersResponse]]:
+        """ListAdapters lists the adapters that songs can be made with."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _catalog_service_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_service_pb2.LoadAdapterResponse, _abc.Awaitable[_catalog_service_pb2.LoadAdapterResponse]]:
+        """LoadAdapter loads an adapter, a LoRA or a LoKr, that lies on the diffusion stage's machine."""
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _catalog_service_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalog_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_catalog_service_pb2.UnloadAdapterResponse]]:
+        """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done."""
 
 def add_CatalogServiceServicer_to_server(servicer: CatalogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,35 +25,42 @@ _sym_db = _symbol_database.Default()
 from soundstage.type.v1 import audio_pb2 as soundstage_dot_type_dot_v1_dot_audio__pb2
 from soundstage.type.v1 import options_pb2 as soundstage_dot_type_dot_v1_dot_options__pb2
 from soundstage.type.v1 import score_pb2 as soundstage_dot_type_dot_v1_dot_score__pb2
+from soundstage.type.v1 import task_pb2 as soundstage_dot_type_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&soundstage/music/v1/song_service.proto\x12\x13soundstage.music.v1\x1a\x1esoundstage/type/v1/audio.proto\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\"\xe5\x02\n\x13GenerateSongRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x14\n\x0cinstrumental\x18\x03 \x01(\x08\x12\x32\n\x08metadata\x18\x04 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x34\n\x07planner\x18\x05 \x01(\x0b\x32#.soundstage.music.v1.PlannerOptions\x12\x37\n\tdiffusion\x18\x06 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x32\n\x06output\x18\x07 \x01(\x0b\x32\".soundstage.music.v1.OutputOptions\x12\x15\n\x08variants\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\r\x12\r\n\x05\x63odes\x18\n \x03(\rB\x0b\n\t_variants\"\xfd\x01\n\x0ePlannerOptions\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x35\n\x08sampling\x18\x02 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x1b\n\x0ewrite_metadata\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0frewrite_caption\x18\x04 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0f\x64\x65tect_language\x18\x05 \x01(\x08H\x03\x88\x01\x01\x42\n\n\x08_enabledB\x11\n\x0f_write_metadataB\x12\n\x10_rewrite_captionB\x12\n\x10_detect_language\"H\n\rOutputOptions\x12\x37\n\rsample_format\x18\x01 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\"\xf8\x02\n\x14GenerateSongResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07variant\x18\x02 \x01(\r\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1d.soundstage.music.v1.AcceptedH\x00\x12)\n\x04plan\x18\x04 \x01(\x0b\x32\x19.soundstage.music.v1.PlanH\x00\x12\x31\n\x08progress\x18\x05 \x01(\x0b\x32\x1d.soundstage.music.v1.ProgressH\x00\x12\x37\n\x0c\x61udio_header\x18\x06 \x01(\x0b\x32\x1f.soundstage.type.v1.AudioHeaderH\x00\x12\x35\n\x0b\x61udio_chunk\x18\x07 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunkH\x00\x12\x33\n\tcompleted\x18\x08 \x01(\x0b\x32\x1e.soundstage.music.v1.CompletedH\x00\x42\x07\n\x05\x65vent\"@\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\r\n\x05seeds\x18\x02 \x03(\r\x12\x17\n\x0fsongs_in_flight\x18\x03 \x01(\r\"\x8e\x01\n\x04Plan\x12\x32\n\x08metadata\x18\x01 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x12\n\ncode_count\x18\x02 \x01(\r\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12-\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1d.soundstage.type.v1.PlanField\"R\n\x08Progress\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"\xc5\x01\n\tCompleted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\r\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x31\n\x07timings\x18\x04 \x03(\x0b\x32 .soundstage.music.v1.StageTiming\x12\x13\n\x0b\x66rame_count\x18\x05 \x01(\x04\x12\x12\n\npcm_sha256\x18\x06 \x01(\x0c\x12\x0c\n\x04peak\x18\x07 \x01(\x01\"g\n\x0bStageTiming\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t*J\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STAGE_LM\x10\x01\x12\r\n\tSTAGE_DIT\x10\x02\x12\r\n\tSTAGE_VAE\x10\x03\x32t\n\x0bSongService\x12\x65\n\x0cGenerateSong\x12(.soundstage.music.v1.GenerateSongRequest\x1a).soundstage.music.v1.GenerateSongResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&soundstage/music/v1/song_service.proto\x12\x13soundstage.music.v1\x1a\x1esoundstage/type/v1/audio.proto\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\x1a\x1dsoundstage/type/v1/task.proto\"\xe3\x03\n\x13GenerateSongRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x14\n\x0cinstrumental\x18\x03 \x01(\x08\x12\x32\n\x08metadata\x18\x04 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x34\n\x07planner\x18\x05 \x01(\x0b\x32#.soundstage.music.v1.PlannerOptions\x12\x37\n\tdiffusion\x18\x06 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x32\n\x06output\x18\x07 \x01(\x0b\x32\".soundstage.music.v1.OutputOptions\x12\x15\n\x08variants\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\r\x12\r\n\x05\x63odes\x18\n \x03(\r\x12&\n\x04task\x18\x0b \x01(\x0b\x32\x18.soundstage.type.v1.Task\x12\x0e\n\x06source\x18\x0c \x01(\t\x12\x12\n\nreferences\x18\r \x03(\t\x12\x30\n\x08\x61\x64\x61pters\x18\x0e \x03(\x0b\x32\x1e.soundstage.type.v1.AdapterUseB\x0b\n\t_variants\"3\n\x12\x41lignLyricsRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\r\"_\n\x13\x41lignLyricsResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.soundstage.type.v1.LyricLine\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0b\n\x03lrc\x18\x03 \x01(\t\"\xfd\x01\n\x0ePlannerOptions\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x35\n\x08sampling\x18\x02 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x1b\n\x0ewrite_metadata\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0frewrite_caption\x18\x04 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0f\x64\x65tect_language\x18\x05 \x01(\x08H\x03\x88\x01\x01\x42\n\n\x08_enabledB\x11\n\x0f_write_metadataB\x12\n\x10_rewrite_captionB\x12\n\x10_detect_language\"H\n\rOutputOptions\x12\x37\n\rsample_format\x18\x01 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\"\xa7\x03\n\x14GenerateSongResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07variant\x18\x02 \x01(\r\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1d.soundstage.music.v1.AcceptedH\x00\x12)\n\x04plan\x18\x04 \x01(\x0b\x32\x19.soundstage.music.v1.PlanH\x00\x12\x31\n\x08progress\x18\x05 \x01(\x0b\x32\x1d.soundstage.music.v1.ProgressH\x00\x12\x37\n\x0c\x61udio_header\x18\x06 \x01(\x0b\x32\x1f.soundstage.type.v1.AudioHeaderH\x00\x12\x35\n\x0b\x61udio_chunk\x18\x07 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunkH\x00\x12\x33\n\tcompleted\x18\x08 \x01(\x0b\x32\x1e.soundstage.music.v1.CompletedH\x00\x12-\n\x06queued\x18\t \x01(\x0b\x32\x1b.soundstage.music.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"@\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\r\n\x05seeds\x18\x02 \x03(\r\x12\x17\n\x0fsongs_in_flight\x18\x03 \x01(\r\"\x8e\x01\n\x04Plan\x12\x32\n\x08metadata\x18\x01 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x12\n\ncode_count\x18\x02 \x01(\r\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12-\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1d.soundstage.type.v1.PlanField\"R\n\x08Progress\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"\xc5\x01\n\tCompleted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\r\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x31\n\x07timings\x18\x04 \x03(\x0b\x32 .soundstage.music.v1.StageTiming\x12\x13\n\x0b\x66rame_count\x18\x05 \x01(\x04\x12\x12\n\npcm_sha256\x18\x06 \x01(\x0c\x12\x0c\n\x04peak\x18\x07 \x01(\x01\"U\n\x06Queued\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"g\n\x0bStageTiming\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t*J\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STAGE_LM\x10\x01\x12\r\n\tSTAGE_DIT\x10\x02\x12\r\n\tSTAGE_VAE\x10\x03\x32\xd6\x01\n\x0bSongService\x12\x65\n\x0cGenerateSong\x12(.soundstage.music.v1.GenerateSongRequest\x1a).soundstage.music.v1.GenerateSongResponse0\x01\x12`\n\x0b\x41lignLyrics\x12\'.soundstage.music.v1.AlignLyricsRequest\x1a(.soundstage.music.v1.AlignLyricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.music.v1.song_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=1830
-  _globals['_STAGE']._serialized_end=1904
-  _globals['_GENERATESONGREQUEST']._serialized_start=162
-  _globals['_GENERATESONGREQUEST']._serialized_end=519
-  _globals['_PLANNEROPTIONS']._serialized_start=522
-  _globals['_PLANNEROPTIONS']._serialized_end=775
-  _globals['_OUTPUTOPTIONS']._serialized_start=777
-  _globals['_OUTPUTOPTIONS']._serialized_end=849
-  _globals['_GENERATESONGRESPONSE']._serialized_start=852
-  _globals['_GENERATESONGRESPONSE']._serialized_end=1228
-  _globals['_ACCEPTED']._serialized_start=1230
-  _globals['_ACCEPTED']._serialized_end=1294
-  _globals['_PLAN']._serialized_start=1297
-  _globals['_PLAN']._serialized_end=1439
-  _globals['_PROGRESS']._serialized_start=1441
-  _globals['_PROGRESS']._serialized_end=1523
-  _globals['_COMPLETED']._serialized_start=1526
-  _globals['_COMPLETED']._serialized_end=1723
-  _globals['_STAGETIMING']._serialized_start=1725
-  _globals['_STAGETIMING']._serialized_end=1828
-  _globals['_SONGSERVICE']._serialized_start=1906
-  _globals['_SONGSERVICE']._serialized_end=2022
+  _globals['_STAGE']._serialized_start=2271
+  _globals['_STAGE']._serialized_end=2345
+  _globals['_GENERATESONGREQUEST']._serialized_start=193
+  _globals['_GENERATESONGREQUEST']._serialized_end=676
+  _globals['_ALIGNLYRICSREQUEST']._serialized_start=678
+  _globals['_ALIGNLYRICSREQUEST']._serialized_end=729
+  _globals['_ALIGNLYRICSRESPONSE']._serialized_start=731
+  _globals['_ALIGNLYRICSRESPONSE']._serialized_end=826
+  _globals['_PLANNEROPTIONS']._serialized_start=829
+  _globals['_PLANNEROPTIONS']._serialized_end=1082
+  _globals['_OUTPUTOPTIONS']._serialized_start=1084
+  _globals['_OUTPUTOPTIONS']._serialized_end=1156
+  _globals['_GENERATESONGRESPONSE']._serialized_start=1159
+  _globals['_GENERATESONGRESPONSE']._serialized_end=1582
+  _globals['_ACCEPTED']._serialized_start=1584
+  _globals['_ACCEPTED']._serialized_end=1648
+  _globals['_PLAN']._serialized_start=1651
+  _globals['_PLAN']._serialized_end=1793
+  _globals['_PROGRESS']._serialized_start=1795
+  _globals['_PROGRESS']._serialized_end=1877
+  _globals['_COMPLETED']._serialized_start=1880
+  _globals['_COMPLETED']._serialized_end=2077
+  _globals['_QUEUED']._serialized_start=2079
+  _globals['_QUEUED']._serialized_end=2164
+  _globals['_STAGETIMING']._serialized_start=2166
+  _globals['_STAGETIMING']._serialized_end=2269
+  _globals['_SONGSERVICE']._serialized_start=2348
+  _globals['_SONGSERVICE']._serialized_end=2562
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from soundstage.type.v1 import audio_pb2 as _audio_pb2
 from soundstage.type.v1 import options_pb2 as _options_pb2
 from soundstage.type.v1 import score_pb2 as _score_pb2
+from soundstage.type.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -66,6 +67,10 @@ class GenerateSongRequest(_message.Message):
     VARIANTS_FIELD_NUMBER: _builtins.int
     SEEDS_FIELD_NUMBER: _builtins.int
     CODES_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     """caption describes the music: style, instruments, mood. At most 2048 characters."""
     lyrics: _builtins.str
@@ -74,6 +79,8 @@ class GenerateSongRequest(_message.Message):
     """instrumental asks for music without a voice; lyrics must then be empty."""
     variants: _builtins.int
     """variants is how many songs to make, 1 to 8, each with its own seed. Default 1."""
+    source: _builtins.str
+    """source is the asset that the task works on: "assets/{id}", of UploadAudio. A cover may have codes instead."""
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
         """metadata fixes what the planner would otherwise choose."""
@@ -103,6 +110,20 @@ class GenerateSongRequest(_message.Message):
         and the song is as long as they are.
         """
 
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """task is what is done with the source; absent, the song is made from its words. With a source the planner is not
+        asked, and the song is as long as the source, so metadata.duration_s must be absent.
+        """
+
+    @_builtins.property
+    def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """references are assets whose sound the song takes on, at most 4. Of each, three windows of 10 s are heard."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_options_pb2.AdapterUse]:
+        """adapters are put to work in this song."""
+
     def __init__(
         self,
         *,
@@ -116,16 +137,78 @@ class GenerateSongRequest(_message.Message):
         variants: _builtins.int | None = ...,
         seeds: _abc.Iterable[_builtins.int] | None = ...,
         codes: _abc.Iterable[_builtins.int] | None = ...,
+        task: _task_pb2.Task | None = ...,
+        source: _builtins.str = ...,
+        references: _abc.Iterable[_builtins.str] | None = ...,
+        adapters: _abc.Iterable[_options_pb2.AdapterUse] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "diffusion", b"diffusion", "metadata", b"metadata", "output", b"output", "planner", b"planner", "variants", b"variants"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "diffusion", b"diffusion", "metadata", b"metadata", "output", b"output", "planner", b"planner", "task", b"task", "variants", b"variants"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "caption", b"caption", "codes", b"codes", "diffusion", b"diffusion", "instrumental", b"instrumental", "lyrics", b"lyrics", "metadata", b"metadata", "output", b"output", "planner", b"planner", "seeds", b"seeds", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "adapters", b"adapters", "caption", b"caption", "codes", b"codes", "diffusion", b"diffusion", "instrumental", b"instrumental", "lyrics", b"lyrics", "metadata", b"metadata", "output", b"output", "planner", b"planner", "references", b"references", "seeds", b"seeds", "source", b"source", "task", b"task", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__variants: _TypeAlias = _typing.Literal["variants"]  # noqa: Y015
     _WhichOneofArgType__variants: _TypeAlias = _typing.Literal["_variants", b"_variants"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__variants) -> _WhichOneofReturnType__variants | None: ...
 
 Global___GenerateSongRequest: _TypeAlias = GenerateSongRequest  # noqa: Y015
+
+@_typing.final
+class AlignLyricsRequest(_message.Message):
+    """AlignLyricsRequest names a variant of a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    song: _builtins.str
+    """song is the song's name: "songs/{id}"."""
+    variant: _builtins.int
+    """variant is which of its variants, from 0."""
+    def __init__(
+        self,
+        *,
+        song: _builtins.str = ...,
+        variant: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["song", b"song", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlignLyricsRequest: _TypeAlias = AlignLyricsRequest  # noqa: Y015
+
+@_typing.final
+class AlignLyricsResponse(_message.Message):
+    """AlignLyricsResponse is when the lyrics are sung."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    LRC_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """score is how well the song follows the lyrics, 0 to 1."""
+    lrc: _builtins.str
+    """lrc is the lines as an LRC file: "[mm:ss.xx]text"."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_score_pb2.LyricLine]:
+        """lines are the lyrics' lines, tags included, in order."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[_score_pb2.LyricLine] | None = ...,
+        score: _builtins.float = ...,
+        lrc: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "lrc", b"lrc", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlignLyricsResponse: _TypeAlias = AlignLyricsResponse  # noqa: Y015
 
 @_typing.final
 class PlannerOptions(_message.Message):
@@ -227,6 +310,7 @@ class GenerateSongResponse(_message.Message):
     AUDIO_HEADER_FIELD_NUMBER: _builtins.int
     AUDIO_CHUNK_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """sequence counts the events of the call from 0, without gaps."""
     variant: _builtins.int
@@ -255,6 +339,10 @@ class GenerateSongResponse(_message.Message):
     def completed(self) -> Global___Completed:
         """completed is the last event of its variant."""
 
+    @_builtins.property
+    def queued(self) -> Global___Queued:
+        """queued comes while the variant waits for a stage, whenever its place has changed."""
+
     def __init__(
         self,
         *,
@@ -266,12 +354,13 @@ class GenerateSongResponse(_message.Message):
         audio_header: _audio_pb2.AudioHeader | None = ...,
         audio_chunk: _audio_pb2.AudioChunk | None = ...,
         completed: Global___Completed | None = ...,
+        queued: Global___Queued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "audio_chunk", b"audio_chunk", "audio_header", b"audio_header", "completed", b"completed", "event", b"event", "plan", b"plan", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "audio_chunk", b"audio_chunk", "audio_header", b"audio_header", "completed", b"completed", "event", b"event", "plan", b"plan", "progress", b"progress", "queued", b"queued"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "audio_chunk", b"audio_chunk", "audio_header", b"audio_header", "completed", b"completed", "event", b"event", "plan", b"plan", "progress", b"progress", "sequence", b"sequence", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "audio_chunk", b"audio_chunk", "audio_header", b"audio_header", "completed", b"completed", "event", b"event", "plan", b"plan", "progress", b"progress", "queued", b"queued", "sequence", b"sequence", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "plan", "progress", "audio_header", "audio_chunk", "completed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["accepted", "plan", "progress", "audio_header", "audio_chunk", "completed", "queued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -426,6 +515,36 @@ class Completed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Completed: _TypeAlias = Completed  # noqa: Y015
+
+@_typing.final
+class Queued(_message.Message):
+    """Queued says that a variant waits for a stage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    stage: Global___Stage.ValueType
+    """stage is which one."""
+    position: _builtins.int
+    """position is how many songs are before it."""
+    wait_s: _builtins.float
+    """wait_s is how long it is likely to wait, in seconds."""
+    def __init__(
+        self,
+        *,
+        stage: Global___Stage.ValueType = ...,
+        position: _builtins.int = ...,
+        wait_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "stage", b"stage", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Queued: _TypeAlias = Queued  # noqa: Y015
 
 @_typing.final
 class StageTiming(_message.Message):

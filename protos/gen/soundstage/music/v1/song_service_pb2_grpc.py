@@ -40,6 +40,11 @@ class SongServiceStub(object):
                 request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongRequest.SerializeToString,
                 response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongResponse.FromString,
                 _registered_method=True)
+        self.AlignLyrics = channel.unary_unary(
+                '/soundstage.music.v1.SongService/AlignLyrics',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsResponse.FromString,
+                _registered_method=True)
 
 
 class SongServiceServicer(object):
@@ -57,6 +62,13 @@ class SongServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AlignLyrics(self, request, context):
+        """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SongServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +76,11 @@ def add_SongServiceServicer_to_server(servicer, server):
                     servicer.GenerateSong,
                     request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongRequest.FromString,
                     response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongResponse.SerializeToString,
+            ),
+            'AlignLyrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.AlignLyrics,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -94,6 +111,33 @@ class SongService(object):
             '/soundstage.music.v1.SongService/GenerateSong',
             soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongRequest.SerializeToString,
             soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AlignLyrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/AlignLyrics',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

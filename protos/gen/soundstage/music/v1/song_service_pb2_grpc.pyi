@@ -40,6 +40,8 @@ class SongServiceStub:
     always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
     before its next step.
     """
+    AlignLyrics: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.AlignLyricsRequest, _song_service_pb2.AlignLyricsResponse]
+    """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
 
 @_typing.type_check_only
 class SongServiceAsyncStub(SongServiceStub):
@@ -53,6 +55,8 @@ class SongServiceAsyncStub(SongServiceStub):
     always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
     before its next step.
     """
+    AlignLyrics: _aio.UnaryUnaryMultiCallable[_song_service_pb2.AlignLyricsRequest, _song_service_pb2.AlignLyricsResponse]  # type: ignore[assignment]
+    """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
 
 class SongServiceServicer(metaclass=_abc_1.ABCMeta):
     """SongService makes songs."""
@@ -69,5 +73,13 @@ class SongServiceServicer(metaclass=_abc_1.ABCMeta):
         always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
         before its next step.
         """
+
+    @_abc_1.abstractmethod
+    def AlignLyrics(
+        self,
+        request: _song_service_pb2.AlignLyricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_song_service_pb2.AlignLyricsResponse, _abc.Awaitable[_song_service_pb2.AlignLyricsResponse]]:
+        """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
 
 def add_SongServiceServicer_to_server(servicer: SongServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

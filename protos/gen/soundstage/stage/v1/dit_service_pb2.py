@@ -24,28 +24,53 @@ _sym_db = _symbol_database.Default()
 
 from soundstage.type.v1 import options_pb2 as soundstage_dot_type_dot_v1_dot_options__pb2
 from soundstage.type.v1 import score_pb2 as soundstage_dot_type_dot_v1_dot_score__pb2
+from soundstage.type.v1 import task_pb2 as soundstage_dot_type_dot_v1_dot_task__pb2
 from soundstage.type.v1 import tensor_pb2 as soundstage_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%soundstage/stage/v1/dit_service.proto\x12\x13soundstage.stage.v1\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\x1a\x1fsoundstage/type/v1/tensor.proto\"\x82\x01\n\x0fTokenizeRequest\x12\x33\n\x05setup\x18\x01 \x01(\x0b\x32\".soundstage.stage.v1.TokenizeSetupH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x06\n\x04part\"A\n\rTokenizeSetup\x12\x15\n\rlatent_frames\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"!\n\x10TokenizeResponse\x12\r\n\x05\x63odes\x18\x01 \x03(\r\"\xeb\x01\n\x0e\x44\x65noiseRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\r\n\x05\x63odes\x18\x04 \x03(\r\x12\x15\n\rlatent_frames\x18\x05 \x01(\r\x12\x0c\n\x04seed\x18\x06 \x01(\r\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x19\n\x11model_fingerprint\x18\x08 \x01(\t\"\x88\x01\n\x0f\x44\x65noiseResponse\x12\x38\n\x08progress\x18\x01 \x01(\x0b\x32$.soundstage.stage.v1.DenoiseProgressH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x07\n\x05\x65vent\".\n\x0f\x44\x65noiseProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r2\xbf\x01\n\nDitService\x12V\n\x07\x44\x65noise\x12#.soundstage.stage.v1.DenoiseRequest\x1a$.soundstage.stage.v1.DenoiseResponse0\x01\x12Y\n\x08Tokenize\x12$.soundstage.stage.v1.TokenizeRequest\x1a%.soundstage.stage.v1.TokenizeResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%soundstage/stage/v1/dit_service.proto\x12\x13soundstage.stage.v1\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\x1a\x1dsoundstage/type/v1/task.proto\x1a\x1fsoundstage/type/v1/tensor.proto\"\x82\x01\n\x0fTokenizeRequest\x12\x33\n\x05setup\x18\x01 \x01(\x0b\x32\".soundstage.stage.v1.TokenizeSetupH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x06\n\x04part\"A\n\rTokenizeSetup\x12\x15\n\rlatent_frames\x18\x01 \x01(\r\x12\x19\n\x11model_fingerprint\x18\x02 \x01(\t\"!\n\x10TokenizeResponse\x12\r\n\x05\x63odes\x18\x01 \x03(\r\"\xb5\x01\n\x0e\x44\x65noiseRequest\x12\x32\n\x05setup\x18\x01 \x01(\x0b\x32!.soundstage.stage.v1.DenoiseSetupH\x00\x12\x31\n\x06source\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x12\x34\n\treference\x18\x03 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x06\n\x04part\"\xf3\x02\n\x0c\x44\x65noiseSetup\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\r\n\x05\x63odes\x18\x04 \x03(\r\x12\x15\n\rlatent_frames\x18\x05 \x01(\r\x12\x0c\n\x04seed\x18\x06 \x01(\r\x12\x35\n\x07options\x18\x07 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x19\n\x11model_fingerprint\x18\x08 \x01(\t\x12&\n\x04task\x18\t \x01(\x0b\x32\x18.soundstage.type.v1.Task\x12\x15\n\rsource_frames\x18\n \x01(\r\x12\x17\n\x0freference_count\x18\x0b \x01(\r\x12\x30\n\x08\x61\x64\x61pters\x18\x0c \x03(\x0b\x32\x1e.soundstage.type.v1.AdapterUse\"\xf0\x01\n\x0f\x44\x65noiseResponse\x12\x38\n\x08progress\x18\x01 \x01(\x0b\x32$.soundstage.stage.v1.DenoiseProgressH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x12\x34\n\x06queued\x18\x03 \x01(\x0b\x32\".soundstage.stage.v1.DenoiseQueuedH\x00\x12\x30\n\x04\x64one\x18\x04 \x01(\x0b\x32 .soundstage.stage.v1.DenoiseDoneH\x00\x42\x07\n\x05\x65vent\"1\n\rDenoiseQueued\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0e\n\x06wait_s\x18\x02 \x01(\x01\".\n\x0f\x44\x65noiseProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\"\x1d\n\x0b\x44\x65noiseDone\x12\x0e\n\x06handle\x18\x01 \x01(\t\"\x1e\n\x0c\x41lignRequest\x12\x0e\n\x06handle\x18\x01 \x01(\t\"L\n\rAlignResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.soundstage.type.v1.LyricLine\x12\r\n\x05score\x18\x02 \x01(\x01\"G\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\x15\n\x13ListAdaptersRequest\"F\n\x14ListAdaptersResponse\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.soundstage.stage.v1.Adapter\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"D\n\x13LoadAdapterResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.soundstage.stage.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\xc0\x04\n\nDitService\x12X\n\x07\x44\x65noise\x12#.soundstage.stage.v1.DenoiseRequest\x1a$.soundstage.stage.v1.DenoiseResponse(\x01\x30\x01\x12Y\n\x08Tokenize\x12$.soundstage.stage.v1.TokenizeRequest\x1a%.soundstage.stage.v1.TokenizeResponse(\x01\x12N\n\x05\x41lign\x12!.soundstage.stage.v1.AlignRequest\x1a\".soundstage.stage.v1.AlignResponse\x12\x63\n\x0cListAdapters\x12(.soundstage.stage.v1.ListAdaptersRequest\x1a).soundstage.stage.v1.ListAdaptersResponse\x12`\n\x0bLoadAdapter\x12\'.soundstage.stage.v1.LoadAdapterRequest\x1a(.soundstage.stage.v1.LoadAdapterResponse\x12\x66\n\rUnloadAdapter\x12).soundstage.stage.v1.UnloadAdapterRequest\x1a*.soundstage.stage.v1.UnloadAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.stage.v1.dit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOKENIZEREQUEST']._serialized_start=162
-  _globals['_TOKENIZEREQUEST']._serialized_end=292
-  _globals['_TOKENIZESETUP']._serialized_start=294
-  _globals['_TOKENIZESETUP']._serialized_end=359
-  _globals['_TOKENIZERESPONSE']._serialized_start=361
-  _globals['_TOKENIZERESPONSE']._serialized_end=394
-  _globals['_DENOISEREQUEST']._serialized_start=397
-  _globals['_DENOISEREQUEST']._serialized_end=632
-  _globals['_DENOISERESPONSE']._serialized_start=635
-  _globals['_DENOISERESPONSE']._serialized_end=771
-  _globals['_DENOISEPROGRESS']._serialized_start=773
-  _globals['_DENOISEPROGRESS']._serialized_end=819
-  _globals['_DITSERVICE']._serialized_start=822
-  _globals['_DITSERVICE']._serialized_end=1013
+  _globals['_TOKENIZEREQUEST']._serialized_start=193
+  _globals['_TOKENIZEREQUEST']._serialized_end=323
+  _globals['_TOKENIZESETUP']._serialized_start=325
+  _globals['_TOKENIZESETUP']._serialized_end=390
+  _globals['_TOKENIZERESPONSE']._serialized_start=392
+  _globals['_TOKENIZERESPONSE']._serialized_end=425
+  _globals['_DENOISEREQUEST']._serialized_start=428
+  _globals['_DENOISEREQUEST']._serialized_end=609
+  _globals['_DENOISESETUP']._serialized_start=612
+  _globals['_DENOISESETUP']._serialized_end=983
+  _globals['_DENOISERESPONSE']._serialized_start=986
+  _globals['_DENOISERESPONSE']._serialized_end=1226
+  _globals['_DENOISEQUEUED']._serialized_start=1228
+  _globals['_DENOISEQUEUED']._serialized_end=1277
+  _globals['_DENOISEPROGRESS']._serialized_start=1279
+  _globals['_DENOISEPROGRESS']._serialized_end=1325
+  _globals['_DENOISEDONE']._serialized_start=1327
+  _globals['_DENOISEDONE']._serialized_end=1356
+  _globals['_ALIGNREQUEST']._serialized_start=1358
+  _globals['_ALIGNREQUEST']._serialized_end=1388
+  _globals['_ALIGNRESPONSE']._serialized_start=1390
+  _globals['_ALIGNRESPONSE']._serialized_end=1466
+  _globals['_ADAPTER']._serialized_start=1468
+  _globals['_ADAPTER']._serialized_end=1539
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1541
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1562
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1564
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1634
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1636
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1684
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1686
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1754
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1756
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1792
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1794
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1817
+  _globals['_DITSERVICE']._serialized_start=1820
+  _globals['_DITSERVICE']._serialized_end=2396
 # @@protoc_insertion_point(module_scope)

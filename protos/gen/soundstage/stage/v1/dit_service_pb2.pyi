@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from soundstage.type.v1 import options_pb2 as _options_pb2
 from soundstage.type.v1 import score_pb2 as _score_pb2
+from soundstage.type.v1 import task_pb2 as _task_pb2
 from soundstage.type.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -105,7 +106,47 @@ Global___TokenizeResponse: _TypeAlias = TokenizeResponse  # noqa: Y015
 
 @_typing.final
 class DenoiseRequest(_message.Message):
-    """DenoiseRequest asks for the latents of one song."""
+    """DenoiseRequest is the setup (first message, and only there), a run of the source, or a run of a reference."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETUP_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def setup(self) -> Global___DenoiseSetup:
+        """setup opens the stream."""
+
+    @_builtins.property
+    def source(self) -> _tensor_pb2.LatentChunk:
+        """source is a run of the source's latents: consecutive, from frame 0 to the last."""
+
+    @_builtins.property
+    def reference(self) -> _tensor_pb2.LatentChunk:
+        """reference is a run of the references' latents, one reference after another, after the source: consecutive, from
+        frame 0 of the first to the last of the last.
+        """
+
+    def __init__(
+        self,
+        *,
+        setup: Global___DenoiseSetup | None = ...,
+        source: _tensor_pb2.LatentChunk | None = ...,
+        reference: _tensor_pb2.LatentChunk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "reference", b"reference", "setup", b"setup", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["part", b"part", "reference", b"reference", "setup", b"setup", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["setup", "source", "reference"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___DenoiseRequest: _TypeAlias = DenoiseRequest  # noqa: Y015
+
+@_typing.final
+class DenoiseSetup(_message.Message):
+    """DenoiseSetup asks for the latents of one song."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -117,6 +158,10 @@ class DenoiseRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    SOURCE_FRAMES_FIELD_NUMBER: _builtins.int
+    REFERENCE_COUNT_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     """caption describes the music."""
     lyrics: _builtins.str
@@ -129,6 +174,12 @@ class DenoiseRequest(_message.Message):
     """
     model_fingerprint: _builtins.str
     """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    source_frames: _builtins.int
+    """source_frames is how many latent frames of source follow: latent_frames, or 0 for none. Where a task needs a source,
+    none stands for silence.
+    """
+    reference_count: _builtins.int
+    """reference_count is how many references follow, each of 750 latent frames, 0 to 4. Without one, timbre is left open."""
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
         """metadata is written into the text prompt. An absent language is "unknown", an absent duration_s 30 seconds, other
@@ -145,6 +196,14 @@ class DenoiseRequest(_message.Message):
     def options(self) -> _options_pb2.DiffusionOptions:
         """options steer the diffusion."""
 
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """task is what is done with the source; its times are those of the source that is sent."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_options_pb2.AdapterUse]:
+        """adapters are put to work in this song."""
+
     def __init__(
         self,
         *,
@@ -156,23 +215,29 @@ class DenoiseRequest(_message.Message):
         seed: _builtins.int = ...,
         options: _options_pb2.DiffusionOptions | None = ...,
         model_fingerprint: _builtins.str = ...,
+        task: _task_pb2.Task | None = ...,
+        source_frames: _builtins.int = ...,
+        reference_count: _builtins.int = ...,
+        adapters: _abc.Iterable[_options_pb2.AdapterUse] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metadata", b"metadata", "options", b"options", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caption", b"caption", "codes", b"codes", "latent_frames", b"latent_frames", "lyrics", b"lyrics", "metadata", b"metadata", "model_fingerprint", b"model_fingerprint", "options", b"options", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "caption", b"caption", "codes", b"codes", "latent_frames", b"latent_frames", "lyrics", b"lyrics", "metadata", b"metadata", "model_fingerprint", b"model_fingerprint", "options", b"options", "reference_count", b"reference_count", "seed", b"seed", "source_frames", b"source_frames", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DenoiseRequest: _TypeAlias = DenoiseRequest  # noqa: Y015
+Global___DenoiseSetup: _TypeAlias = DenoiseSetup  # noqa: Y015
 
 @_typing.final
 class DenoiseResponse(_message.Message):
-    """DenoiseResponse is progress or a piece of the result."""
+    """DenoiseResponse is a place in the queue, progress, a piece of the result, or the end."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRESS_FIELD_NUMBER: _builtins.int
     LATENTS_FIELD_NUMBER: _builtins.int
+    QUEUED_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def progress(self) -> Global___DenoiseProgress:
         """progress comes once after every step."""
@@ -181,21 +246,57 @@ class DenoiseResponse(_message.Message):
     def latents(self) -> _tensor_pb2.LatentChunk:
         """latents follow the last step: consecutive chunks of at most 256 frames that make up latent_frames."""
 
+    @_builtins.property
+    def queued(self) -> Global___DenoiseQueued:
+        """queued comes while the song waits for its first step, whenever its place has changed."""
+
+    @_builtins.property
+    def done(self) -> Global___DenoiseDone:
+        """done is the last event."""
+
     def __init__(
         self,
         *,
         progress: Global___DenoiseProgress | None = ...,
         latents: _tensor_pb2.LatentChunk | None = ...,
+        queued: Global___DenoiseQueued | None = ...,
+        done: Global___DenoiseDone | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "latents", b"latents", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "latents", b"latents", "progress", b"progress", "queued", b"queued"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "latents", b"latents", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "event", b"event", "latents", b"latents", "progress", b"progress", "queued", b"queued"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "latents"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "latents", "queued", "done"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___DenoiseResponse: _TypeAlias = DenoiseResponse  # noqa: Y015
+
+@_typing.final
+class DenoiseQueued(_message.Message):
+    """DenoiseQueued says that a song waits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """position is how many songs are before it."""
+    wait_s: _builtins.float
+    """wait_s is how long it is likely to wait, in seconds."""
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        wait_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenoiseQueued: _TypeAlias = DenoiseQueued  # noqa: Y015
 
 @_typing.final
 class DenoiseProgress(_message.Message):
@@ -222,3 +323,239 @@ class DenoiseProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DenoiseProgress: _TypeAlias = DenoiseProgress  # noqa: Y015
+
+@_typing.final
+class DenoiseDone(_message.Message):
+    """DenoiseDone closes a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.str
+    """handle names what the stage keeps of the song, for Align, until newer songs push it out."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenoiseDone: _TypeAlias = DenoiseDone  # noqa: Y015
+
+@_typing.final
+class AlignRequest(_message.Message):
+    """AlignRequest asks when the lyrics are sung."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    handle: _builtins.str
+    """handle is the song's, from DenoiseDone."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlignRequest: _TypeAlias = AlignRequest  # noqa: Y015
+
+@_typing.final
+class AlignResponse(_message.Message):
+    """AlignResponse is when the lyrics are sung."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    score: _builtins.float
+    """score is how well the song follows the lyrics, 0 to 1."""
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[_score_pb2.LyricLine]:
+        """lines are the lyrics' lines, tags included, in order."""
+
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[_score_pb2.LyricLine] | None = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlignResponse: _TypeAlias = AlignResponse  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """Adapter is a change to the model's weights that songs can be made with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is how songs ask for it."""
+    kind: _builtins.str
+    """kind is "lora" or "lokr"."""
+    rank: _builtins.int
+    """rank is the rank of its matrices."""
+    size_bytes: _builtins.int
+    """size_bytes is the memory it takes on the device."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class ListAdaptersRequest(_message.Message):
+    """ListAdaptersRequest asks for the adapters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersRequest: _TypeAlias = ListAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class ListAdaptersResponse(_message.Message):
+    """ListAdaptersResponse is the adapters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """adapters are those that are loaded, by name."""
+
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[Global___Adapter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class LoadAdapterRequest(_message.Message):
+    """LoadAdapterRequest asks for an adapter to be loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is what to call it: 1 to 64 letters, digits, hyphens, underscores and dots."""
+    path: _builtins.str
+    """path is the file or directory, below the stage's adapter directory."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAdapterRequest: _TypeAlias = LoadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class LoadAdapterResponse(_message.Message):
+    """LoadAdapterResponse is the loaded adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """adapter is what was loaded."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAdapterResponse: _TypeAlias = LoadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterRequest(_message.Message):
+    """UnloadAdapterRequest asks for an adapter to be forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is the adapter's."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterRequest: _TypeAlias = UnloadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterResponse(_message.Message):
+    """UnloadAdapterResponse says that it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterResponse: _TypeAlias = UnloadAdapterResponse  # noqa: Y015

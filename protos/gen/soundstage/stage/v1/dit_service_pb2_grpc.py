@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DitServiceStub(object):
-    """DitService is the diffusion transformer: it turns words and codes into latents.
+    """DitService is the diffusion transformer: it turns words, codes and sources into latents.
     """
 
     def __init__(self, channel):
@@ -35,7 +35,7 @@ class DitServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Denoise = channel.unary_stream(
+        self.Denoise = channel.stream_stream(
                 '/soundstage.stage.v1.DitService/Denoise',
                 request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseRequest.SerializeToString,
                 response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseResponse.FromString,
@@ -45,15 +45,36 @@ class DitServiceStub(object):
                 request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeRequest.SerializeToString,
                 response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeResponse.FromString,
                 _registered_method=True)
+        self.Align = channel.unary_unary(
+                '/soundstage.stage.v1.DitService/Align',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.AlignRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.AlignResponse.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/soundstage.stage.v1.DitService/ListAdapters',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/soundstage.stage.v1.DitService/LoadAdapter',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/soundstage.stage.v1.DitService/UnloadAdapter',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
 
 
 class DitServiceServicer(object):
-    """DitService is the diffusion transformer: it turns words and codes into latents.
+    """DitService is the diffusion transformer: it turns words, codes and sources into latents.
     """
 
-    def Denoise(self, request, context):
-        """Denoise makes the latents of one song. It answers one progress event a step, then the latents in order. Cancelling
-        takes the song out of the batch before the next step; other songs are not affected.
+    def Denoise(self, request_iterator, context):
+        """Denoise makes the latents of one song. The setup comes first, then the source and the references that it announces.
+        It answers its place in the queue while it waits, one progress event a step, then the latents in order, and at last
+        a handle. Cancelling takes the song out of the batch before the next step; other songs are not affected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -67,10 +88,38 @@ class DitServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Align(self, request, context):
+        """Align says when each line of the lyrics is sung in a song that Denoise has made, and how well the song follows them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """ListAdapters lists the adapters that are loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """LoadAdapter loads an adapter, a LoRA or a LoKr, from a file or directory on the stage's machine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Denoise': grpc.unary_stream_rpc_method_handler(
+            'Denoise': grpc.stream_stream_rpc_method_handler(
                     servicer.Denoise,
                     request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseRequest.FromString,
                     response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseResponse.SerializeToString,
@@ -79,6 +128,26 @@ def add_DitServiceServicer_to_server(servicer, server):
                     servicer.Tokenize,
                     request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeRequest.FromString,
                     response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Align': grpc.unary_unary_rpc_method_handler(
+                    servicer.Align,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.AlignRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.AlignResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_dit__service__pb2.UnloadAdapterResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,11 +158,11 @@ def add_DitServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DitService(object):
-    """DitService is the diffusion transformer: it turns words and codes into latents.
+    """DitService is the diffusion transformer: it turns words, codes and sources into latents.
     """
 
     @staticmethod
-    def Denoise(request,
+    def Denoise(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -103,8 +172,8 @@ class DitService(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/soundstage.stage.v1.DitService/Denoise',
             soundstage_dot_stage_dot_v1_dot_dit__service__pb2.DenoiseRequest.SerializeToString,
@@ -136,6 +205,114 @@ class DitService(object):
             '/soundstage.stage.v1.DitService/Tokenize',
             soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeRequest.SerializeToString,
             soundstage_dot_stage_dot_v1_dot_dit__service__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Align(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.DitService/Align',
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.AlignRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.AlignResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.DitService/ListAdapters',
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.ListAdaptersRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.DitService/LoadAdapter',
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.LoadAdapterRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.DitService/UnloadAdapter',
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.UnloadAdapterRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_dit__service__pb2.UnloadAdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,46 +27,65 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DitServiceStub:
-    """DitService is the diffusion transformer: it turns words and codes into latents."""
+    """DitService is the diffusion transformer: it turns words, codes and sources into latents."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DitServiceAsyncStub: ...
-    Denoise: _grpc.UnaryStreamMultiCallable[_dit_service_pb2.DenoiseRequest, _dit_service_pb2.DenoiseResponse]
-    """Denoise makes the latents of one song. It answers one progress event a step, then the latents in order. Cancelling
-    takes the song out of the batch before the next step; other songs are not affected.
+    Denoise: _grpc.StreamStreamMultiCallable[_dit_service_pb2.DenoiseRequest, _dit_service_pb2.DenoiseResponse]
+    """Denoise makes the latents of one song. The setup comes first, then the source and the references that it announces.
+    It answers its place in the queue while it waits, one progress event a step, then the latents in order, and at last
+    a handle. Cancelling takes the song out of the batch before the next step; other songs are not affected.
     """
     Tokenize: _grpc.StreamUnaryMultiCallable[_dit_service_pb2.TokenizeRequest, _dit_service_pb2.TokenizeResponse]
     """Tokenize turns the latents of a song into audio codes, the language of the planner. It works through them in pieces
     of 64 codes, while they come; cancelling stops it before the next.
     """
+    Align: _grpc.UnaryUnaryMultiCallable[_dit_service_pb2.AlignRequest, _dit_service_pb2.AlignResponse]
+    """Align says when each line of the lyrics is sung in a song that Denoise has made, and how well the song follows them."""
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_dit_service_pb2.ListAdaptersRequest, _dit_service_pb2.ListAdaptersResponse]
+    """ListAdapters lists the adapters that are loaded."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_dit_service_pb2.LoadAdapterRequest, _dit_service_pb2.LoadAdapterResponse]
+    """LoadAdapter loads an adapter, a LoRA or a LoKr, from a file or directory on the stage's machine."""
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_dit_service_pb2.UnloadAdapterRequest, _dit_service_pb2.UnloadAdapterResponse]
+    """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done."""
 
 @_typing.type_check_only
 class DitServiceAsyncStub(DitServiceStub):
-    """DitService is the diffusion transformer: it turns words and codes into latents."""
+    """DitService is the diffusion transformer: it turns words, codes and sources into latents."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Denoise: _aio.UnaryStreamMultiCallable[_dit_service_pb2.DenoiseRequest, _dit_service_pb2.DenoiseResponse]  # type: ignore[assignment]
-    """Denoise makes the latents of one song. It answers one progress event a step, then the latents in order. Cancelling
-    takes the song out of the batch before the next step; other songs are not affected.
+    Denoise: _aio.StreamStreamMultiCallable[_dit_service_pb2.DenoiseRequest, _dit_service_pb2.DenoiseResponse]  # type: ignore[assignment]
+    """Denoise makes the latents of one song. The setup comes first, then the source and the references that it announces.
+    It answers its place in the queue while it waits, one progress event a step, then the latents in order, and at last
+    a handle. Cancelling takes the song out of the batch before the next step; other songs are not affected.
     """
     Tokenize: _aio.StreamUnaryMultiCallable[_dit_service_pb2.TokenizeRequest, _dit_service_pb2.TokenizeResponse]  # type: ignore[assignment]
     """Tokenize turns the latents of a song into audio codes, the language of the planner. It works through them in pieces
     of 64 codes, while they come; cancelling stops it before the next.
     """
+    Align: _aio.UnaryUnaryMultiCallable[_dit_service_pb2.AlignRequest, _dit_service_pb2.AlignResponse]  # type: ignore[assignment]
+    """Align says when each line of the lyrics is sung in a song that Denoise has made, and how well the song follows them."""
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_dit_service_pb2.ListAdaptersRequest, _dit_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    """ListAdapters lists the adapters that are loaded."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_dit_service_pb2.LoadAdapterRequest, _dit_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """LoadAdapter loads an adapter, a LoRA or a LoKr, from a file or directory on the stage's machine."""
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_dit_service_pb2.UnloadAdapterRequest, _dit_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done."""
 
 class DitServiceServicer(metaclass=_abc_1.ABCMeta):
-    """DitService is the diffusion transformer: it turns words and codes into latents."""
+    """DitService is the diffusion transformer: it turns words, codes and sources into latents."""
 
     @_abc_1.abstractmethod
     def Denoise(
         self,
-        request: _dit_service_pb2.DenoiseRequest,
+        request_iterator: _MaybeAsyncIterator[_dit_service_pb2.DenoiseRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dit_service_pb2.DenoiseResponse], _abc.AsyncIterator[_dit_service_pb2.DenoiseResponse]]:
-        """Denoise makes the latents of one song. It answers one progress event a step, then the latents in order. Cancelling
-        takes the song out of the batch before the next step; other songs are not affected.
+        """Denoise makes the latents of one song. The setup comes first, then the source and the references that it announces.
+        It answers its place in the queue while it waits, one progress event a step, then the latents in order, and at last
+        a handle. Cancelling takes the song out of the batch before the next step; other songs are not affected.
         """
 
     @_abc_1.abstractmethod
@@ -78,5 +97,37 @@ class DitServiceServicer(metaclass=_abc_1.ABCMeta):
         """Tokenize turns the latents of a song into audio codes, the language of the planner. It works through them in pieces
         of 64 codes, while they come; cancelling stops it before the next.
         """
+
+    @_abc_1.abstractmethod
+    def Align(
+        self,
+        request: _dit_service_pb2.AlignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dit_service_pb2.AlignResponse, _abc.Awaitable[_dit_service_pb2.AlignResponse]]:
+        """Align says when each line of the lyrics is sung in a song that Denoise has made, and how well the song follows them."""
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _dit_service_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dit_service_pb2.ListAdaptersResponse, _abc.Awaitable[_dit_service_pb2.ListAdaptersResponse]]:
+        """ListAdapters lists the adapters that are loaded."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _dit_service_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dit_service_pb2.LoadAdapterResponse, _abc.Awaitable[_dit_service_pb2.LoadAdapterResponse]]:
+        """LoadAdapter loads an adapter, a LoRA or a LoKr, from a file or directory on the stage's machine."""
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _dit_service_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dit_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_dit_service_pb2.UnloadAdapterResponse]]:
+        """UnloadAdapter forgets an adapter; songs that are being made with it keep it until they are done."""
 
 def add_DitServiceServicer_to_server(servicer: DitServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,15 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n soundstage/type/v1/options.proto\x12\x12soundstage.type.v1\"\x91\x02\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\x06 \x01(\tH\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x11\n\x0f_guidance_scaleB\x08\n\x06_top_kB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x12\n\x10_negative_prompt\"N\n\x10\x44iffusionOptions\x12\x12\n\x05steps\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05shift\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_stepsB\x08\n\x06_shiftb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n soundstage/type/v1/options.proto\x12\x12soundstage.type.v1\"\x91\x02\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1c\n\x0fnegative_prompt\x18\x06 \x01(\tH\x05\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x11\n\x0f_guidance_scaleB\x08\n\x06_top_kB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\x12\n\x10_negative_prompt\"\xb7\x04\n\x10\x44iffusionOptions\x12\x12\n\x05steps\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\x05shift\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\ttimesteps\x18\x03 \x03(\x01\x12,\n\x07sampler\x18\x04 \x01(\x0e\x32\x1b.soundstage.type.v1.Sampler\x12.\n\x08guidance\x18\x05 \x01(\x0b\x32\x1c.soundstage.type.v1.Guidance\x12$\n\x17velocity_norm_threshold\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12 \n\x13velocity_ema_factor\x18\x07 \x01(\x01H\x03\x88\x01\x01\x12\x41\n\x12wavelet_correction\x18\x08 \x01(\x0b\x32%.soundstage.type.v1.WaveletCorrection\x12\x19\n\x0clatent_shift\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x1b\n\x0elatent_rescale\x18\n \x01(\x01H\x05\x88\x01\x01\x12/\n\tmask_mode\x18\x0b \x01(\x0e\x32\x1c.soundstage.type.v1.MaskMode\x12*\n\x06retake\x18\x0c \x01(\x0b\x32\x1a.soundstage.type.v1.RetakeB\x08\n\x06_stepsB\x08\n\x06_shiftB\x1a\n\x18_velocity_norm_thresholdB\x16\n\x14_velocity_ema_factorB\x0f\n\r_latent_shiftB\x11\n\x0f_latent_rescale\"\xb8\x01\n\x08Guidance\x12\x12\n\x05scale\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x32\n\x06method\x18\x02 \x01(\x0e\x32\".soundstage.type.v1.GuidanceMethod\x12\x1b\n\x0einterval_start\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cinterval_end\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06_scaleB\x11\n\x0f_interval_startB\x0f\n\r_interval_end\"\x88\x01\n\x11WaveletCorrection\x12-\n\x04mode\x18\x01 \x01(\x0e\x32\x1f.soundstage.type.v1.WaveletMode\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\nhigh_scale\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_scaleB\r\n\x0b_high_scale\":\n\x06Retake\x12\x0c\n\x04seed\x18\x01 \x01(\r\x12\x15\n\x08variance\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x0b\n\t_variance\"8\n\nAdapterUse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\x05scale\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_scale*X\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x11\n\rSAMPLER_EULER\x10\x01\x12\x10\n\x0cSAMPLER_HEUN\x10\x02\x12\x0f\n\x0bSAMPLER_SDE\x10\x03*\xbf\x01\n\x0eGuidanceMethod\x12\x1f\n\x1bGUIDANCE_METHOD_UNSPECIFIED\x10\x00\x12\x17\n\x13GUIDANCE_METHOD_APG\x10\x01\x12\x17\n\x13GUIDANCE_METHOD_CFG\x10\x02\x12\x17\n\x13GUIDANCE_METHOD_ADG\x10\x03\x12\x1e\n\x1aGUIDANCE_METHOD_ADG_NORMED\x10\x04\x12!\n\x1dGUIDANCE_METHOD_ADG_UNCLIPPED\x10\x05*\x89\x01\n\x0bWaveletMode\x12\x1c\n\x18WAVELET_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13WAVELET_MODE_DOUBLE\x10\x01\x12\x14\n\x10WAVELET_MODE_LOW\x10\x02\x12\x15\n\x11WAVELET_MODE_HIGH\x10\x03\x12\x16\n\x12WAVELET_MODE_PIXEL\x10\x04*Q\n\x08MaskMode\x12\x19\n\x15MASK_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12MASK_MODE_EXPLICIT\x10\x01\x12\x12\n\x0eMASK_MODE_AUTO\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.type.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SAMPLER']._serialized_start=1346
+  _globals['_SAMPLER']._serialized_end=1434
+  _globals['_GUIDANCEMETHOD']._serialized_start=1437
+  _globals['_GUIDANCEMETHOD']._serialized_end=1628
+  _globals['_WAVELETMODE']._serialized_start=1631
+  _globals['_WAVELETMODE']._serialized_end=1768
+  _globals['_MASKMODE']._serialized_start=1770
+  _globals['_MASKMODE']._serialized_end=1851
   _globals['_SAMPLINGOPTIONS']._serialized_start=57
   _globals['_SAMPLINGOPTIONS']._serialized_end=330
-  _globals['_DIFFUSIONOPTIONS']._serialized_start=332
-  _globals['_DIFFUSIONOPTIONS']._serialized_end=410
+  _globals['_DIFFUSIONOPTIONS']._serialized_start=333
+  _globals['_DIFFUSIONOPTIONS']._serialized_end=900
+  _globals['_GUIDANCE']._serialized_start=903
+  _globals['_GUIDANCE']._serialized_end=1087
+  _globals['_WAVELETCORRECTION']._serialized_start=1090
+  _globals['_WAVELETCORRECTION']._serialized_end=1226
+  _globals['_RETAKE']._serialized_start=1228
+  _globals['_RETAKE']._serialized_end=1286
+  _globals['_ADAPTERUSE']._serialized_start=1288
+  _globals['_ADAPTERUSE']._serialized_end=1344
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -15,6 +18,126 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Sampler:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampler.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLER_UNSPECIFIED: _Sampler.ValueType  # 0
+    """SAMPLER_UNSPECIFIED takes the default: EULER."""
+    SAMPLER_EULER: _Sampler.ValueType  # 1
+    """SAMPLER_EULER goes straight."""
+    SAMPLER_HEUN: _Sampler.ValueType  # 2
+    """SAMPLER_HEUN looks ahead and takes the mean of both velocities: two evaluations a step, but for the last."""
+    SAMPLER_SDE: _Sampler.ValueType  # 3
+    """SAMPLER_SDE goes to the end and adds fresh noise, of the same seed."""
+
+class Sampler(_Sampler, metaclass=_SamplerEnumTypeWrapper):
+    """Sampler is how a diffusion step is taken."""
+
+SAMPLER_UNSPECIFIED: Sampler.ValueType  # 0
+"""SAMPLER_UNSPECIFIED takes the default: EULER."""
+SAMPLER_EULER: Sampler.ValueType  # 1
+"""SAMPLER_EULER goes straight."""
+SAMPLER_HEUN: Sampler.ValueType  # 2
+"""SAMPLER_HEUN looks ahead and takes the mean of both velocities: two evaluations a step, but for the last."""
+SAMPLER_SDE: Sampler.ValueType  # 3
+"""SAMPLER_SDE goes to the end and adds fresh noise, of the same seed."""
+Global___Sampler: _TypeAlias = Sampler  # noqa: Y015
+
+class _GuidanceMethod:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GuidanceMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GuidanceMethod.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GUIDANCE_METHOD_UNSPECIFIED: _GuidanceMethod.ValueType  # 0
+    """GUIDANCE_METHOD_UNSPECIFIED takes the default: APG."""
+    GUIDANCE_METHOD_APG: _GuidanceMethod.ValueType  # 1
+    """GUIDANCE_METHOD_APG is adaptive projected guidance: with momentum, bounded, and across the conditional velocity."""
+    GUIDANCE_METHOD_CFG: _GuidanceMethod.ValueType  # 2
+    """GUIDANCE_METHOD_CFG is classifier-free guidance."""
+    GUIDANCE_METHOD_ADG: _GuidanceMethod.ValueType  # 3
+    """GUIDANCE_METHOD_ADG is angle-based dynamic guidance."""
+    GUIDANCE_METHOD_ADG_NORMED: _GuidanceMethod.ValueType  # 4
+    """GUIDANCE_METHOD_ADG_NORMED keeps the length of the conditional estimate."""
+    GUIDANCE_METHOD_ADG_UNCLIPPED: _GuidanceMethod.ValueType  # 5
+    """GUIDANCE_METHOD_ADG_UNCLIPPED does not bound the angle."""
+
+class GuidanceMethod(_GuidanceMethod, metaclass=_GuidanceMethodEnumTypeWrapper):
+    """GuidanceMethod is a way of guidance."""
+
+GUIDANCE_METHOD_UNSPECIFIED: GuidanceMethod.ValueType  # 0
+"""GUIDANCE_METHOD_UNSPECIFIED takes the default: APG."""
+GUIDANCE_METHOD_APG: GuidanceMethod.ValueType  # 1
+"""GUIDANCE_METHOD_APG is adaptive projected guidance: with momentum, bounded, and across the conditional velocity."""
+GUIDANCE_METHOD_CFG: GuidanceMethod.ValueType  # 2
+"""GUIDANCE_METHOD_CFG is classifier-free guidance."""
+GUIDANCE_METHOD_ADG: GuidanceMethod.ValueType  # 3
+"""GUIDANCE_METHOD_ADG is angle-based dynamic guidance."""
+GUIDANCE_METHOD_ADG_NORMED: GuidanceMethod.ValueType  # 4
+"""GUIDANCE_METHOD_ADG_NORMED keeps the length of the conditional estimate."""
+GUIDANCE_METHOD_ADG_UNCLIPPED: GuidanceMethod.ValueType  # 5
+"""GUIDANCE_METHOD_ADG_UNCLIPPED does not bound the angle."""
+Global___GuidanceMethod: _TypeAlias = GuidanceMethod  # noqa: Y015
+
+class _WaveletMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaveletModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaveletMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAVELET_MODE_UNSPECIFIED: _WaveletMode.ValueType  # 0
+    """WAVELET_MODE_UNSPECIFIED takes the default: DOUBLE."""
+    WAVELET_MODE_DOUBLE: _WaveletMode.ValueType  # 1
+    """WAVELET_MODE_DOUBLE is both bands, each with its own strength."""
+    WAVELET_MODE_LOW: _WaveletMode.ValueType  # 2
+    """WAVELET_MODE_LOW is the low band."""
+    WAVELET_MODE_HIGH: _WaveletMode.ValueType  # 3
+    """WAVELET_MODE_HIGH is the high band."""
+    WAVELET_MODE_PIXEL: _WaveletMode.ValueType  # 4
+    """WAVELET_MODE_PIXEL is the latents themselves."""
+
+class WaveletMode(_WaveletMode, metaclass=_WaveletModeEnumTypeWrapper):
+    """WaveletMode is what a WaveletCorrection corrects."""
+
+WAVELET_MODE_UNSPECIFIED: WaveletMode.ValueType  # 0
+"""WAVELET_MODE_UNSPECIFIED takes the default: DOUBLE."""
+WAVELET_MODE_DOUBLE: WaveletMode.ValueType  # 1
+"""WAVELET_MODE_DOUBLE is both bands, each with its own strength."""
+WAVELET_MODE_LOW: WaveletMode.ValueType  # 2
+"""WAVELET_MODE_LOW is the low band."""
+WAVELET_MODE_HIGH: WaveletMode.ValueType  # 3
+"""WAVELET_MODE_HIGH is the high band."""
+WAVELET_MODE_PIXEL: WaveletMode.ValueType  # 4
+"""WAVELET_MODE_PIXEL is the latents themselves."""
+Global___WaveletMode: _TypeAlias = WaveletMode  # noqa: Y015
+
+class _MaskMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MaskModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MASK_MODE_UNSPECIFIED: _MaskMode.ValueType  # 0
+    """MASK_MODE_UNSPECIFIED takes the default: EXPLICIT."""
+    MASK_MODE_EXPLICIT: _MaskMode.ValueType  # 1
+    """MASK_MODE_EXPLICIT marks frames to make with 1 and frames to keep with 0, as in training."""
+    MASK_MODE_AUTO: _MaskMode.ValueType  # 2
+    """MASK_MODE_AUTO marks all frames with 2, which leaves it to the model; newer releases of the reference do so."""
+
+class MaskMode(_MaskMode, metaclass=_MaskModeEnumTypeWrapper):
+    """MaskMode is what the model is told of which frames to make."""
+
+MASK_MODE_UNSPECIFIED: MaskMode.ValueType  # 0
+"""MASK_MODE_UNSPECIFIED takes the default: EXPLICIT."""
+MASK_MODE_EXPLICIT: MaskMode.ValueType  # 1
+"""MASK_MODE_EXPLICIT marks frames to make with 1 and frames to keep with 0, as in training."""
+MASK_MODE_AUTO: MaskMode.ValueType  # 2
+"""MASK_MODE_AUTO marks all frames with 2, which leaves it to the model; newer releases of the reference do so."""
+Global___MaskMode: _TypeAlias = MaskMode  # noqa: Y015
 
 @_typing.final
 class SamplingOptions(_message.Message):
@@ -89,27 +212,237 @@ class DiffusionOptions(_message.Message):
 
     STEPS_FIELD_NUMBER: _builtins.int
     SHIFT_FIELD_NUMBER: _builtins.int
+    TIMESTEPS_FIELD_NUMBER: _builtins.int
+    SAMPLER_FIELD_NUMBER: _builtins.int
+    GUIDANCE_FIELD_NUMBER: _builtins.int
+    VELOCITY_NORM_THRESHOLD_FIELD_NUMBER: _builtins.int
+    VELOCITY_EMA_FACTOR_FIELD_NUMBER: _builtins.int
+    WAVELET_CORRECTION_FIELD_NUMBER: _builtins.int
+    LATENT_SHIFT_FIELD_NUMBER: _builtins.int
+    LATENT_RESCALE_FIELD_NUMBER: _builtins.int
+    MASK_MODE_FIELD_NUMBER: _builtins.int
+    RETAKE_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """steps is the number of diffusion steps, 1 to 20 on a turbo model. Default 8."""
+    """steps is the number of diffusion steps: 1 to 20 on a turbo model, default 8; 1 to 200 on others, default 50."""
     shift: _builtins.float
-    """shift bends the schedule towards noise, 1 to 5. Default 3."""
+    """shift bends the schedule towards noise, 1 to 5. Default 3 on a turbo model, 1 on others."""
+    sampler: Global___Sampler.ValueType
+    """sampler is how a step is taken. Default EULER."""
+    velocity_norm_threshold: _builtins.float
+    """velocity_norm_threshold bounds a step: the velocity is at most that many times as long as the latents, 0 to 10.
+    Default 0, which bounds nothing.
+    """
+    velocity_ema_factor: _builtins.float
+    """velocity_ema_factor is how much of the last step's velocity goes into the next, 0 to below 1. Default 0."""
+    latent_shift: _builtins.float
+    """latent_shift is added to the latents at the end, -10 to 10. Default 0."""
+    latent_rescale: _builtins.float
+    """latent_rescale multiplies the latents at the end, before latent_shift; 0.1 to 10. Default 1."""
+    mask_mode: Global___MaskMode.ValueType
+    """mask_mode is what the model is told of which parts to make. Default EXPLICIT."""
+    @_builtins.property
+    def timesteps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """timesteps are a schedule of one's own instead of steps and shift, falling, from at most 1 to above 0; a 0 at the end
+        is understood. At most 20 on a turbo model, which moves each to the nearest time it was trained at; 200 on others.
+        """
+
+    @_builtins.property
+    def guidance(self) -> Global___Guidance:
+        """guidance is how far the song is moved towards its words. Turbo models have theirs built in and take none."""
+
+    @_builtins.property
+    def wavelet_correction(self) -> Global___WaveletCorrection:
+        """wavelet_correction corrects every step by what the model expects of the result (DCW). Default off."""
+
+    @_builtins.property
+    def retake(self) -> Global___Retake:
+        """retake mixes a second noise into the first: the same song, sung again."""
+
     def __init__(
         self,
         *,
         steps: _builtins.int | None = ...,
         shift: _builtins.float | None = ...,
+        timesteps: _abc.Iterable[_builtins.float] | None = ...,
+        sampler: Global___Sampler.ValueType = ...,
+        guidance: Global___Guidance | None = ...,
+        velocity_norm_threshold: _builtins.float | None = ...,
+        velocity_ema_factor: _builtins.float | None = ...,
+        wavelet_correction: Global___WaveletCorrection | None = ...,
+        latent_shift: _builtins.float | None = ...,
+        latent_rescale: _builtins.float | None = ...,
+        mask_mode: Global___MaskMode.ValueType = ...,
+        retake: Global___Retake | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "_steps", b"_steps", "shift", b"shift", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_latent_rescale", b"_latent_rescale", "_latent_shift", b"_latent_shift", "_shift", b"_shift", "_steps", b"_steps", "_velocity_ema_factor", b"_velocity_ema_factor", "_velocity_norm_threshold", b"_velocity_norm_threshold", "guidance", b"guidance", "latent_rescale", b"latent_rescale", "latent_shift", b"latent_shift", "retake", b"retake", "shift", b"shift", "steps", b"steps", "velocity_ema_factor", b"velocity_ema_factor", "velocity_norm_threshold", b"velocity_norm_threshold", "wavelet_correction", b"wavelet_correction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_shift", b"_shift", "_steps", b"_steps", "shift", b"shift", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latent_rescale", b"_latent_rescale", "_latent_shift", b"_latent_shift", "_shift", b"_shift", "_steps", b"_steps", "_velocity_ema_factor", b"_velocity_ema_factor", "_velocity_norm_threshold", b"_velocity_norm_threshold", "guidance", b"guidance", "latent_rescale", b"latent_rescale", "latent_shift", b"latent_shift", "mask_mode", b"mask_mode", "retake", b"retake", "sampler", b"sampler", "shift", b"shift", "steps", b"steps", "timesteps", b"timesteps", "velocity_ema_factor", b"velocity_ema_factor", "velocity_norm_threshold", b"velocity_norm_threshold", "wavelet_correction", b"wavelet_correction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__latent_rescale: _TypeAlias = _typing.Literal["latent_rescale"]  # noqa: Y015
+    _WhichOneofArgType__latent_rescale: _TypeAlias = _typing.Literal["_latent_rescale", b"_latent_rescale"]  # noqa: Y015
+    _WhichOneofReturnType__latent_shift: _TypeAlias = _typing.Literal["latent_shift"]  # noqa: Y015
+    _WhichOneofArgType__latent_shift: _TypeAlias = _typing.Literal["_latent_shift", b"_latent_shift"]  # noqa: Y015
     _WhichOneofReturnType__shift: _TypeAlias = _typing.Literal["shift"]  # noqa: Y015
     _WhichOneofArgType__shift: _TypeAlias = _typing.Literal["_shift", b"_shift"]  # noqa: Y015
     _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
     _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    _WhichOneofReturnType__velocity_ema_factor: _TypeAlias = _typing.Literal["velocity_ema_factor"]  # noqa: Y015
+    _WhichOneofArgType__velocity_ema_factor: _TypeAlias = _typing.Literal["_velocity_ema_factor", b"_velocity_ema_factor"]  # noqa: Y015
+    _WhichOneofReturnType__velocity_norm_threshold: _TypeAlias = _typing.Literal["velocity_norm_threshold"]  # noqa: Y015
+    _WhichOneofArgType__velocity_norm_threshold: _TypeAlias = _typing.Literal["_velocity_norm_threshold", b"_velocity_norm_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__latent_rescale) -> _WhichOneofReturnType__latent_rescale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__latent_shift) -> _WhichOneofReturnType__latent_shift | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__shift) -> _WhichOneofReturnType__shift | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__velocity_ema_factor) -> _WhichOneofReturnType__velocity_ema_factor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__velocity_norm_threshold) -> _WhichOneofReturnType__velocity_norm_threshold | None: ...
 
 Global___DiffusionOptions: _TypeAlias = DiffusionOptions  # noqa: Y015
+
+@_typing.final
+class Guidance(_message.Message):
+    """Guidance moves a song away from what the model makes of no words at all. An absent field takes the default named
+    beside it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCALE_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    INTERVAL_START_FIELD_NUMBER: _builtins.int
+    INTERVAL_END_FIELD_NUMBER: _builtins.int
+    scale: _builtins.float
+    """scale is how far, 1 to 15; 1 turns it off. Default 7 on base and sft models."""
+    method: Global___GuidanceMethod.ValueType
+    """method is which way. Default APG."""
+    interval_start: _builtins.float
+    """interval_start is the least time at which it is done, 0 to 1; times fall from 1, noise, to 0, the song. Default 0."""
+    interval_end: _builtins.float
+    """interval_end is the greatest, interval_start to 1. Default 1."""
+    def __init__(
+        self,
+        *,
+        scale: _builtins.float | None = ...,
+        method: Global___GuidanceMethod.ValueType = ...,
+        interval_start: _builtins.float | None = ...,
+        interval_end: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_interval_end", b"_interval_end", "_interval_start", b"_interval_start", "_scale", b"_scale", "interval_end", b"interval_end", "interval_start", b"interval_start", "scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interval_end", b"_interval_end", "_interval_start", b"_interval_start", "_scale", b"_scale", "interval_end", b"interval_end", "interval_start", b"interval_start", "method", b"method", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__interval_end: _TypeAlias = _typing.Literal["interval_end"]  # noqa: Y015
+    _WhichOneofArgType__interval_end: _TypeAlias = _typing.Literal["_interval_end", b"_interval_end"]  # noqa: Y015
+    _WhichOneofReturnType__interval_start: _TypeAlias = _typing.Literal["interval_start"]  # noqa: Y015
+    _WhichOneofArgType__interval_start: _TypeAlias = _typing.Literal["_interval_start", b"_interval_start"]  # noqa: Y015
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_end) -> _WhichOneofReturnType__interval_end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_start) -> _WhichOneofReturnType__interval_start | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+
+Global___Guidance: _TypeAlias = Guidance  # noqa: Y015
+
+@_typing.final
+class WaveletCorrection(_message.Message):
+    """WaveletCorrection is differential correction in the wavelet domain: after a step, bands of the latents are moved away
+    from those of the model's estimate of the song.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    HIGH_SCALE_FIELD_NUMBER: _builtins.int
+    mode: Global___WaveletMode.ValueType
+    """mode is which bands. Default DOUBLE."""
+    scale: _builtins.float
+    """scale is the strength in the low band, 0 to 1. Default 0.05."""
+    high_scale: _builtins.float
+    """high_scale is the strength in the high band, in DOUBLE, 0 to 1. Default 0.02."""
+    def __init__(
+        self,
+        *,
+        mode: Global___WaveletMode.ValueType = ...,
+        scale: _builtins.float | None = ...,
+        high_scale: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_high_scale", b"_high_scale", "_scale", b"_scale", "high_scale", b"high_scale", "scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_high_scale", b"_high_scale", "_scale", b"_scale", "high_scale", b"high_scale", "mode", b"mode", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__high_scale: _TypeAlias = _typing.Literal["high_scale"]  # noqa: Y015
+    _WhichOneofArgType__high_scale: _TypeAlias = _typing.Literal["_high_scale", b"_high_scale"]  # noqa: Y015
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high_scale) -> _WhichOneofReturnType__high_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+
+Global___WaveletCorrection: _TypeAlias = WaveletCorrection  # noqa: Y015
+
+@_typing.final
+class Retake(_message.Message):
+    """Retake varies a song by its noise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    VARIANCE_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """seed starts the second noise."""
+    variance: _builtins.float
+    """variance is how much of it goes in, 0 to 1. Default 0.5."""
+    def __init__(
+        self,
+        *,
+        seed: _builtins.int = ...,
+        variance: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_variance", b"_variance", "variance", b"variance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_variance", b"_variance", "seed", b"seed", "variance", b"variance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__variance: _TypeAlias = _typing.Literal["variance"]  # noqa: Y015
+    _WhichOneofArgType__variance: _TypeAlias = _typing.Literal["_variance", b"_variance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__variance) -> _WhichOneofReturnType__variance | None: ...
+
+Global___Retake: _TypeAlias = Retake  # noqa: Y015
+
+@_typing.final
+class AdapterUse(_message.Message):
+    """AdapterUse puts a loaded adapter to work in one song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is the adapter's, as it was loaded."""
+    scale: _builtins.float
+    """scale is its strength, -2 to 2. Default 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        scale: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "scale", b"scale"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scale", b"_scale", "name", b"name", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
+    _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scale) -> _WhichOneofReturnType__scale | None: ...
+
+Global___AdapterUse: _TypeAlias = AdapterUse  # noqa: Y015

@@ -171,3 +171,33 @@ class SongText(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SongText: _TypeAlias = SongText  # noqa: Y015
+
+@_typing.final
+class LyricLine(_message.Message):
+    """LyricLine is a line of lyrics and when it is sung."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    START_S_FIELD_NUMBER: _builtins.int
+    END_S_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """text is the line."""
+    start_s: _builtins.float
+    """start_s is when it begins, in seconds."""
+    end_s: _builtins.float
+    """end_s is when it ends, in seconds."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        start_s: _builtins.float = ...,
+        end_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_s", b"end_s", "start_s", b"start_s", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LyricLine: _TypeAlias = LyricLine  # noqa: Y015
