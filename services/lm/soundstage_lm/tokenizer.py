@@ -15,6 +15,7 @@ from soundstage_runtime.score import NUM_CODES
 from soundstage_runtime.text import is_control_token
 
 _FILE: Final = "tokenizer.json"
+_OLDER_FILES: Final = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json")
 # Byte-level BPE spells printable bytes as themselves and the others, in order, with the characters from 256 on.
 _PRINTABLE: Final = (*range(33, 127), *range(161, 173), *range(174, 256))
 _OTHERS: Final = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -83,6 +84,12 @@ class PlannerTokenizer:
             tokens = list(run)
             pieces += [self._names[token_id] for token_id in tokens] if is_added else [self._bpe.decode(tokens)]
         return "".join(pieces)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """List the files that say how a checkpoint's words become tokens."""
+    names = (_FILE,) if (folder / _FILE).is_file() else _OLDER_FILES
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def load_tokenizer(folder: Path) -> PlannerTokenizer:

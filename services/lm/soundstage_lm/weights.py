@@ -10,7 +10,7 @@ from torch import Tensor
 
 from soundstage_device.weights import build, read_weights
 from soundstage_lm.model.qwen3 import LIFT, Qwen3, Qwen3Config
-from soundstage_lm.tokenizer import PlannerTokenizer, load_tokenizer
+from soundstage_lm.tokenizer import PlannerTokenizer, load_tokenizer, tokenizer_files
 from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
 
 _CONFIG: Final = "config.json"
@@ -64,7 +64,7 @@ def load_outline(folder: Path) -> Outline:
         config=config,
         tokenizer=tokenizer,
         variant=_SIZES.get(size, f"{size[0]}x{size[1]}"),
-        fingerprint=fingerprint([folder / _CONFIG, *weight_files(folder)]),
+        fingerprint=fingerprint([folder / _CONFIG, *tokenizer_files(folder), *weight_files(folder)]),
     )
 
 

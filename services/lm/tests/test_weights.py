@@ -103,10 +103,16 @@ def test_reads_older_configurations(folder: Path) -> None:
     assert read_config(folder / "config.json") == wanted
 
 
-def test_fingerprint_is_of_the_configuration_and_the_weights(checkpoint: Checkpoint, folder: Path) -> None:
+def test_fingerprint_is_of_the_configuration_the_tokenizer_and_the_weights(
+    checkpoint: Checkpoint, folder: Path
+) -> None:
     assert load(folder).fingerprint == checkpoint.fingerprint
     reconfigure(folder, rope_parameters={"rope_theta": 10_000.0})
-    assert load(folder).fingerprint != checkpoint.fingerprint
+    reconfigured = load(folder).fingerprint
+    assert reconfigured != checkpoint.fingerprint
+    with (folder / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    assert load(folder).fingerprint not in (reconfigured, checkpoint.fingerprint)
 
 
 def test_names_an_unknown_size_by_its_dimensions(checkpoint: Checkpoint) -> None:
