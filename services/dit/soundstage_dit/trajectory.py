@@ -23,16 +23,19 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A song's conditions on the device. Unconditional ones are there where guidance asks for them.
+    """A song's conditions on the device.
 
-    `words` takes over from `conditional` where a cover stops following its source. `told` is the source in its own
-    words, where an edit starts. `source` is its latents [frames, channels], float32.
+    `unconditional` is there where guidance asks for it: no words, in the context of `conditional`. `words` takes over
+    where a cover stops following its source, with an unconditional of its own context. `told` is the source in its own
+    words, where an edit starts, in the context of `conditional`. `source` is the latents [frames, channels], float32,
+    that a repaint keeps, an edit moves and a cover may start from; silence where a song with such a task has none.
     """
 
     channels: int
     conditional: Conditions
     unconditional: Conditions | None = None
     words: Conditions | None = None
+    words_unconditional: Conditions | None = None
     told: Conditions | None = None
     source: Tensor | None = None
 
