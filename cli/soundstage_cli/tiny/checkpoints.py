@@ -13,7 +13,7 @@ from soundstage_runtime.score import NUM_CODES
 
 
 def write_tiny(folder: Path) -> list[Path]:
-    """Write the tiny language model, DiTs (2B-like and XL-like) and VAE; return the directories made."""
+    """Write the tiny language model, DiTs (2B-like, turbo and base, and XL-like) and VAE; return the folders made."""
     logging.disable_progress_bar()
     # The released VAE is weight-normed in torch's older way, and so are we.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.nn.utils.weight_norm")
@@ -21,6 +21,7 @@ def write_tiny(folder: Path) -> list[Path]:
     # All the codes that the diffusion model has, or the planner could not be told what a sound is.
     write_lm(original / "acestep-5Hz-lm-tiny", shape=replace(TINY, num_codes=NUM_CODES))
     write_vae(original / "vae")
+    write_original(original, version="base")
     made = [original]
     for is_xl in (False, True):
         write_original(original, xl=is_xl)

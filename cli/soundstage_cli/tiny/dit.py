@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 from soundstage_cli.tiny.tokenizer import byte_tokenizer
 
 M = TypeVar("M", bound=nn.Module)
+Version = Literal["turbo", "base", "sft"]  # of the same weights for the same seed
 
 TEXT_ENCODER = "Qwen3-Embedding-0.6B"
 _TEXT_WIDTH = 48
@@ -51,8 +52,6 @@ _TRANSFORMER: dict[str, Any] = {
     "audio_acoustic_hidden_dim": _CHANNELS,
     "patch_size": 2,
     "layer_types": ["sliding_attention", "full_attention"] * (_LAYERS // 2),
-    "is_turbo": True,
-    "model_version": "turbo",
 }
 _CONDITION: dict[str, Any] = {
     "text_hidden_dim": _TEXT_WIDTH,
@@ -88,13 +87,13 @@ class _Parts:
     tokenizer: PreTrainedTokenizerFast
 
 
-def write_original(root: Path, *, xl: bool = False, seed: int = 0) -> Path:
-    """Write `acestep-v15[-xl]-turbo` and the text encoder beside it into root; return the former's directory."""
-    parts = _make(xl=xl, seed=seed)
-    folder = root / ("acestep-v15-xl-turbo" if xl else "acestep-v15-turbo")
+def write_original(root: Path, *, xl: bool = False, version: Version = "turbo", seed: int = 0) -> Path:
+    """Write `acestep-v15[-xl]-VERSION` and the text encoder beside it into root; return the former's directory."""
+    parts = _make(xl=xl, version=version, seed=seed)
+    folder = root / f"acestep-v15-{'xl-' if xl else ''}{version}"
     folder.mkdir(parents=True, exist_ok=True)
 
-    config = (_XL if xl else _ENCODER) | _SHARED | _TRANSFORMER | _CONDITION | _POOLER | _FSQ
+    config = (_XL if xl else _ENCODER) | _SHARED | _TRANSFORMER | _named(version) | _CONDITION | _POOLER | _FSQ
     config |= {"architectures": ["AceStepConditionGenerationModel"], "use_sliding_window": True}
     if xl:
         config |= {f"encoder_{name}": value for name, value in _ENCODER.items()}
@@ -117,9 +116,9 @@ def write_original(root: Path, *, xl: bool = False, seed: int = 0) -> Path:
     return folder
 
 
-def write_diffusers(folder: Path, *, xl: bool = False, seed: int = 0) -> Path:
+def write_diffusers(folder: Path, *, xl: bool = False, version: Version = "turbo", seed: int = 0) -> Path:
     """Write a pipeline directory, all but its `vae` folder; return it."""
-    parts = _make(xl=xl, seed=seed)
+    parts = _make(xl=xl, version=version, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
     library = {"text_encoder": "transformers", "tokenizer": "transformers"}
@@ -132,7 +131,11 @@ def write_diffusers(folder: Path, *, xl: bool = False, seed: int = 0) -> Path:
     return folder
 
 
-def _make(*, xl: bool, seed: int) -> _Parts:
+def _named(version: Version) -> dict[str, Any]:
+    return {"is_turbo": version == "turbo", "model_version": version}
+
+
+def _make(*, xl: bool, version: Version, seed: int) -> _Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # First, so that both sizes share one text encoder, as the released ones do.
@@ -154,6 +157,7 @@ def _make(*, xl: bool, seed: int) -> _Parts:
                     **(_XL if xl else _ENCODER),
                     **_SHARED,
                     **_TRANSFORMER,
+                    **_named(version),
                     encoder_hidden_size=_ENCODER["hidden_size"] if xl else None,
                 )
             ),

@@ -66,10 +66,20 @@ def _is_xl(config: Config) -> bool:
     return config.get("encoder_hidden_size") not in (None, config["hidden_size"])
 
 
+def is_turbo(variant: str) -> bool:
+    """Say whether a variant has guidance built in."""
+    return variant.endswith("turbo")
+
+
+def is_base(variant: str) -> bool:
+    """Say whether a variant knows the tracks of a mix."""
+    return variant.endswith("base")
+
+
 def _variant(config: Config) -> str:
-    version = str(config.get("model_version") or "base")
-    if config.get("is_turbo") or version.endswith("turbo"):
-        version = "turbo"
+    # Releases are called by longer names too, as turbo-rl and base-sft-fix-inst.
+    called = "turbo" if config.get("is_turbo") else str(config.get("model_version"))
+    version = next((version for version in ("turbo", "sft") if version in called), "base")
     return f"xl-{version}" if _is_xl(config) else version
 
 

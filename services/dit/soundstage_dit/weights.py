@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 from transformers.utils.logging import disable_progress_bar
 
 from soundstage_device.weights import build, read_weights
-from soundstage_dit.architecture import Architecture, encoder_config
+from soundstage_dit.architecture import Architecture, encoder_config, is_turbo
 from soundstage_dit.conditioning import Conditioner
 from soundstage_dit.model.codes import CodeDecoder, CodeEncoder
 from soundstage_dit.model.condition import ConditionEncoder
@@ -23,7 +23,7 @@ from soundstage_runtime.text import is_control_token
 
 TEXT_ENCODER: Final = "Qwen3-Embedding-0.6B"
 _SILENCE: Final = "silence_latent"
-_NULL: Final = "null_condition_emb"  # what guidance moves away from; turbo models are not guided
+_NULL: Final = "null_condition_emb"
 _DIFFUSERS_NAMES: Final = (
     ("proj_in.1.", "proj_in_conv."),
     ("proj_out.1.", "proj_out_conv."),
@@ -44,10 +44,16 @@ class LoadedModel:
     conditioner: Conditioner
     code_encoder: CodeEncoder
     silence: Tensor  # [15000, channels]
+    null_condition: Tensor  # [1, width]: no words at all, what guidance moves away from
     channels: int
     variant: str
     model_fingerprint: str
     device: torch.device
+
+    @property
+    def is_turbo(self) -> bool:
+        """Whether guidance is built into the model."""
+        return is_turbo(self.variant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +66,14 @@ class _Contents:
     code_encoder: dict[str, Tensor]
     code_decoder: dict[str, Tensor]
     silence: Tensor
+    null_condition: Tensor | None
     text_encoder: Path
     tokenizer: Path
     files: list[Path]
 
 
 def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """Load a turbo checkpoint; raises CheckpointError when it is another, incomplete, or not what it says it is."""
+    """Load a checkpoint; raises CheckpointError when it is incomplete, or not what it says it is."""
     if (folder / "model_index.json").is_file():
         contents = _read_diffusers(folder, text_encoder)
     elif (folder / "config.json").is_file():
@@ -77,13 +84,10 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
             "nor model_index.json (diffusers' layout)"
         )
     shapes = contents.architecture
-    if not shapes.variant.endswith("turbo"):
-        raise CheckpointError(
-            f"{folder} is a {shapes.variant} model, which needs guidance; only turbo models are served"
-        )
     wanted = (MAX_LATENT_FRAMES, shapes.dit.channels)
     if tuple(contents.silence.shape) != wanted:
         raise CheckpointError(f"{folder}: {_SILENCE} is {list(contents.silence.shape)}; {list(wanted)} is wanted")
+    null_condition = _check_null(contents, where=str(folder))
     tokenizer = _load_tokenizer(contents.tokenizer)
     silence = contents.silence.to(device=device, dtype=dtype)
     conditioner = Conditioner(
@@ -118,6 +122,7 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
             dtype=dtype,
         ),
         silence=silence,
+        null_condition=null_condition.to(device=device, dtype=dtype),
         channels=shapes.dit.channels,
         variant=shapes.variant,
         model_fingerprint=fingerprint(contents.files),
@@ -151,6 +156,7 @@ def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
         code_encoder=code_encoder,
         code_decoder=way_out | _named("detokenizer", _to_diffusers(groups.get("detokenizer", {}))),
         silence=_read_silence(silence),
+        null_condition=groups.get(_NULL, {}).get(""),
         text_encoder=text_encoder,
         tokenizer=text_encoder,
         files=[folder / "config.json", *weight_files(folder), silence, *_text_files(text_encoder, text_encoder)],
@@ -164,7 +170,7 @@ def _read_diffusers(folder: Path, text_encoder: Path | None) -> _Contents:
     transformer, condition, tokens, _ = (read_json(part / "config.json") for part in parts)
     dit, condition_encoder, audio_tokenizer, detokenizer = (read_weights(part) for part in parts)
     code_encoder, way_out = _split_codebook(audio_tokenizer)
-    condition_encoder.pop(_NULL, None)
+    null_condition = condition_encoder.pop(_NULL, None)
     silence = condition_encoder.pop(_SILENCE, None)
     if silence is None or silence.dim() != 3:
         raise CheckpointError(f"{parts[1]}: {_SILENCE} [1, frames, channels] is missing")
@@ -178,10 +184,20 @@ def _read_diffusers(folder: Path, text_encoder: Path | None) -> _Contents:
         code_encoder=code_encoder,
         code_decoder=way_out | _named("detokenizer", detokenizer),
         silence=silence[0],
+        null_condition=null_condition,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         files=[*files, *_text_files(text_encoder, tokenizer)],
     )
+
+
+def _check_null(contents: _Contents, *, where: str) -> Tensor:
+    """Return the condition that stands for no words, stored [1, 1, width], as [1, width]."""
+    stored, wanted = contents.null_condition, [1, 1, contents.architecture.dit.condition_width]
+    if stored is None or list(stored.shape) != wanted:
+        found = "missing" if stored is None else list(stored.shape)
+        raise CheckpointError(f"{where}: {_NULL} is {found}; {wanted} is wanted")
+    return stored[0]
 
 
 def _split_codebook(tokenizer: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -10,7 +10,7 @@ import torch
 from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 
 from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceStub, add_DitServiceServicer_to_server
-from soundstage_cli.tiny.dit import write_diffusers, write_original
+from soundstage_cli.tiny.dit import Version, write_diffusers, write_original
 from soundstage_cli.tiny.vae import write_vae
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.servicer import DitServicer, SongModel
@@ -27,11 +27,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with original/acestep-v15[-xl]-turbo, pipeline and pipeline-xl, each pair of the same weights."""
+    """A root with original/acestep-v15-{turbo,xl-turbo,base} and pipeline{,-xl,-base}, pairs of the same weights."""
     root = tmp_path_factory.mktemp("checkpoints")
-    for xl in (False, True):
-        write_original(root / "original", xl=xl)
-        folder = write_diffusers(root / ("pipeline-xl" if xl else "pipeline"), xl=xl)
+    kinds: tuple[tuple[str, bool, Version], ...] = (
+        ("pipeline", False, "turbo"),
+        ("pipeline-xl", True, "turbo"),
+        ("pipeline-base", False, "base"),
+    )
+    for name, xl, version in kinds:
+        write_original(root / "original", xl=xl, version=version)
+        folder = write_diffusers(root / name, xl=xl, version=version)
         write_vae(folder / "vae")
     return root
 
@@ -49,6 +54,12 @@ def xl_model(checkpoints: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def base_model(checkpoints: Path) -> LoadedModel:
+    """The tiny 2B-like model's weights, to be guided."""
+    return load(checkpoints / "original/acestep-v15-base", text_encoder=None, device=CPU, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
 def pipeline(checkpoints: Path) -> AceStepPipeline:
     """The same 2B-like weights in diffusers."""
     pipe = AceStepPipeline.from_pretrained(checkpoints / "pipeline")
@@ -60,6 +71,14 @@ def pipeline(checkpoints: Path) -> AceStepPipeline:
 def xl_pipeline(checkpoints: Path) -> AceStepPipeline:
     """The same XL-like weights in diffusers."""
     return AceStepPipeline.from_pretrained(checkpoints / "pipeline-xl")
+
+
+@pytest.fixture(scope="session")
+def base_pipeline(checkpoints: Path) -> AceStepPipeline:
+    """The weights of the base model in diffusers."""
+    pipe = AceStepPipeline.from_pretrained(checkpoints / "pipeline-base")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture

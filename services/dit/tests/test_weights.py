@@ -44,7 +44,11 @@ def change_config(folder: Path, **fields: object) -> None:
 
 @pytest.mark.parametrize(
     ("original", "pipeline", "variant"),
-    [("acestep-v15-turbo", "pipeline", "turbo"), ("acestep-v15-xl-turbo", "pipeline-xl", "xl-turbo")],
+    [
+        ("acestep-v15-turbo", "pipeline", "turbo"),
+        ("acestep-v15-xl-turbo", "pipeline-xl", "xl-turbo"),
+        ("acestep-v15-base", "pipeline-base", "base"),
+    ],
 )
 def test_both_layouts_hold_the_same_networks(checkpoints: Path, original: str, pipeline: str, variant: str) -> None:
     one, other = load_cpu(checkpoints / "original" / original), load_cpu(checkpoints / pipeline)
@@ -54,6 +58,8 @@ def test_both_layouts_hold_the_same_networks(checkpoints: Path, original: str, p
     for name, tensor in one.code_encoder.state_dict().items():
         assert torch.equal(tensor, other.code_encoder.state_dict()[name]), name
     assert torch.equal(one.silence, other.silence)
+    assert torch.equal(one.null_condition, other.null_condition)
+    assert one.null_condition.shape == (1, 64)
     assert one.model_fingerprint != other.model_fingerprint
 
 
@@ -93,6 +99,8 @@ def test_the_fingerprint_follows_every_file(copied: Path) -> None:
         ("decoder.more", 1, "decoder: missing none; unexpected more"),
         ("else.where", 1, "unexpected tensors else"),
         ("decoder.norm_out.weight", 3, r"norm_out.weight has shape \[3\]; the configuration wants \[64\]"),
+        ("null_condition_emb", None, r"null_condition_emb is missing; \[1, 1, 64\] is wanted"),
+        ("null_condition_emb", 3, r"null_condition_emb is \[3\]; \[1, 1, 64\] is wanted"),
     ],
 )
 def test_wrong_tensors_are_named_with_their_folder(copied: Path, name: str, shape: int | None, message: str) -> None:
@@ -122,14 +130,31 @@ def test_a_missing_shard_is_named(checkpoints: Path, tmp_path: Path) -> None:
         ({"fsq_input_num_quantizers": 2}, "a usable 'fsq_input_num_quantizers': it is 2; 1 is wanted"),
         ({"pool_window_size": 4}, "a usable 'pool_window_size': it is 4; 5 is wanted"),
         ({"layer_types": ["full_attention"]}, "'layer_types': 4 layers, 1 types"),
-        ({"is_turbo": False, "model_version": "base"}, "is a base model, which needs guidance; only turbo"),
-        ({"is_turbo": False, "model_version": "sft"}, "is a sft model, which needs guidance; only turbo"),
     ],
 )
 def test_an_unfit_configuration_is_refused(copied: Path, fields: dict[str, object], message: str) -> None:
     change_config(copied, **fields)
     with pytest.raises(CheckpointError, match=message):
         load_cpu(copied)
+
+
+@pytest.mark.parametrize(
+    ("fields", "variant", "is_turbo"),
+    [
+        ({"is_turbo": True, "model_version": None}, "turbo", True),
+        ({"is_turbo": None, "model_version": "turbo-rl"}, "turbo", True),
+        ({"is_turbo": False, "model_version": "sft"}, "sft", False),
+        ({"is_turbo": False, "model_version": "base-sft-fix-inst"}, "sft", False),
+        ({"is_turbo": False, "model_version": "base"}, "base", False),
+        ({"is_turbo": None, "model_version": None}, "base", False),
+    ],
+)
+def test_a_variant_is_known_by_its_configuration(
+    copied: Path, fields: dict[str, object], variant: str, is_turbo: bool
+) -> None:
+    change_config(copied, **fields)
+    model = load_cpu(copied)
+    assert (model.variant, model.is_turbo) == (variant, is_turbo)
 
 
 def test_silence_of_another_length_is_refused(copied: Path) -> None:
