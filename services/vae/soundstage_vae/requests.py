@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeSetup, EncodeRequest, EncodeSetup
 from soundstage.type.v1.audio_pb2 import AudioChunk, SampleFormat
 from soundstage_runtime.errors import InvalidRequestError, Violation
+from soundstage_runtime.pcm import SAMPLE_FORMATS, frame_size_bytes, from_bytes
 from soundstage_runtime.request_stream import Place, read_first
 from soundstage_runtime.score import MAX_LATENT_FRAMES, SAMPLES_PER_LATENT
-from soundstage_vae.pcm import SAMPLE_FORMATS, frame_size_bytes, from_bytes
 
 
 async def read_decode_setup(requests: AsyncIterator[DecodeRequest]) -> DecodeSetup:

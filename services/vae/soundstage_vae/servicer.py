@@ -27,12 +27,12 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
+from soundstage_runtime.pcm import audio_chunks, frame_size_bytes
 from soundstage_runtime.request_stream import patient, read_latents
 from soundstage_runtime.score import LATENT_CHANNELS, SAMPLES_PER_LATENT
 from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
-from soundstage_vae.pcm import audio_chunks, frame_size_bytes
 from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup
 
 Samples = NDArray[np.float32]  # [n, 2]

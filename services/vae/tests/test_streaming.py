@@ -14,9 +14,9 @@ from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeSetup, Enco
 from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceStub
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, AudioChunk, SampleFormat
 from soundstage.type.v1.tensor_pb2 import LatentChunk
+from soundstage_runtime.pcm import from_bytes, to_bytes
 from soundstage_runtime.tensors import from_proto, to_proto
 from soundstage_vae.engine import VaeEngine
-from soundstage_vae.pcm import from_bytes, to_bytes
 
 Floats = NDArray[np.float32]
 Serving = Callable[..., AbstractAsyncContextManager[grpc.aio.Channel]]

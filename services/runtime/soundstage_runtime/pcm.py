@@ -31,10 +31,10 @@ def frame_size_bytes(sample_format: SampleFormat.ValueType) -> int:
 
 
 def to_bytes(samples: NDArray[np.float32], sample_format: SampleFormat.ValueType) -> bytes:
-    """Write samples [frames, 2]. S16 clips at full scale and rounds half to even; F32 keeps every bit."""
+    """Write samples [frames, 2]. S16 rounds half to even and clips at -32768 and 32767; F32 keeps every bit."""
     dtype = _DTYPES[sample_format]
     if dtype.kind == "i":
-        samples = np.rint(np.clip(samples, -1, 1) * np.float32(_FULL_SCALE))
+        samples = np.clip(np.rint(samples * np.float32(_FULL_SCALE)), -_FULL_SCALE - 1, _FULL_SCALE)
     return samples.astype(dtype).tobytes()
 
 
