@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soundstage_dit.model.adapter import NOTHING, Additions, project
 from soundstage_dit.model.shape import StackShape
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [tokens, head_dim], float32
@@ -75,17 +76,18 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.eps)
         self._head_dim = shape.head_dim
 
-    def query(self, x: Tensor) -> Tensor:
+    def query(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
         """Return queries [heads, tokens, head_dim] of x [tokens, width]."""
-        return self.q_norm(self._split(self.q_proj(x)))
+        return self.q_norm(self._split(project(self.q_proj, x, additions)))
 
-    def remember(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def remember(self, x: Tensor, additions: Additions = NOTHING) -> tuple[Tensor, Tensor]:
         """Return keys and values, each [kv_heads, tokens, head_dim], of x [tokens, width]."""
-        return self.k_norm(self._split(self.k_proj(x))), self._split(self.v_proj(x))
+        keys = self.k_norm(self._split(project(self.k_proj, x, additions)))
+        return keys, self._split(project(self.v_proj, x, additions))
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor], additions: Additions = NOTHING) -> Tensor:
         """Put what every song attended to, [heads, tokens, head_dim], back into one [tokens, width]."""
-        return self.o_proj(torch.cat([part.transpose(0, 1).flatten(1) for part in parts]))
+        return project(self.o_proj, torch.cat([part.transpose(0, 1).flatten(1) for part in parts]), additions)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self._head_dim)).transpose(0, 1)
@@ -98,24 +100,29 @@ class SelfAttention(Attention):
         super().__init__(shape)
         self._window = window
 
-    def forward(self, x: Tensor, lengths: Sequence[int], turn: Rotation) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int], turn: Rotation, additions: Additions = NOTHING) -> Tensor:
         """Map x [tokens, width], songs of `lengths` one after another, to the same shape."""
-        keys, values = self.remember(x)
+        keys, values = self.remember(x, additions)
         queries, keys, values = (
-            part.split(list(lengths), dim=1) for part in (rotate(self.query(x), turn), rotate(keys, turn), values)
+            part.split(list(lengths), dim=1)
+            for part in (rotate(self.query(x, additions), turn), rotate(keys, turn), values)
         )
         songs = zip(queries, keys, values, strict=True)
         window = self._window
-        return self.join([attend(q, k, v) if window is None else attend_near(q, k, v, window) for q, k, v in songs])
+        seen = [attend(q, k, v) if window is None else attend_near(q, k, v, window) for q, k, v in songs]
+        return self.join(seen, additions)
 
 
 class CrossAttention(Attention):
     """Attention from each song to its own conditions."""
 
-    def forward(self, x: Tensor, lengths: Sequence[int], memories: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, lengths: Sequence[int], memories: Sequence[Tensor], additions: Additions = NOTHING
+    ) -> Tensor:
         """Map x [tokens, width]; a memory is its song's keys and values, [2, kv_heads, conditions, head_dim]."""
-        songs = self.query(x).split(list(lengths), dim=1)
-        return self.join([attend(q, memory[0], memory[1]) for q, memory in zip(songs, memories, strict=True)])
+        songs = self.query(x, additions).split(list(lengths), dim=1)
+        seen = [attend(q, memory[0], memory[1]) for q, memory in zip(songs, memories, strict=True)]
+        return self.join(seen, additions)
 
 
 class Mlp(nn.Module):
@@ -127,6 +134,7 @@ class Mlp(nn.Module):
         self.up_proj = nn.Linear(shape.width, shape.mlp_width, bias=False)
         self.down_proj = nn.Linear(shape.mlp_width, shape.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
         """Map x [tokens, width] to the same shape."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = project(self.gate_proj, x, additions), project(self.up_proj, x, additions)
+        return project(self.down_proj, F.silu(gate) * up, additions)

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soundstage_dit.model.adapter import NOTHING, Adaptation, Additions, find_additions, project
 from soundstage_dit.model.attention import CrossAttention, Mlp, Rotation, SelfAttention, rotation
 from soundstage_dit.model.shape import DitShape, StackShape
 
@@ -58,13 +60,15 @@ class DitLayer(nn.Module):
         lengths: Sequence[int],
         turn: Rotation,
         memories: Sequence[Tensor],
+        additions: Additions = NOTHING,
     ) -> Tensor:
         """Map x [tokens, width]; `modulation` is [songs, 6, width] and `owners` [tokens] names each token's song."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (self.scale_shift_table + modulation).unbind(dim=1)
-        seen = self.self_attn(_modulate(self.self_attn_norm(x), shift, scale, owners), lengths, turn)
+        seen = self.self_attn(_modulate(self.self_attn_norm(x), shift, scale, owners), lengths, turn, additions)
         x = x + seen * gate[owners]
-        x = x + self.cross_attn(self.cross_attn_norm(x), lengths, memories)
-        return x + self.mlp(_modulate(self.mlp_norm(x), mlp_shift, mlp_scale, owners)) * mlp_gate[owners]
+        x = x + self.cross_attn(self.cross_attn_norm(x), lengths, memories, additions)
+        changed = self.mlp(_modulate(self.mlp_norm(x), mlp_shift, mlp_scale, owners), additions)
+        return x + changed * mlp_gate[owners]
 
 
 class Dit(nn.Module):
@@ -85,25 +89,31 @@ class Dit(nn.Module):
         self.layers = cast("list[DitLayer]", nn.ModuleList([DitLayer(stack, window) for window in stack.windows]))
         self.norm_out = nn.RMSNorm(stack.width, eps=stack.eps)
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, stack.width))
-        self._shape = shape
+        self.shape = shape
 
-    def remember(self, conditions: Tensor) -> Tensor:
+    def remember(self, conditions: Tensor, adaptations: Sequence[Adaptation] = ()) -> Tensor:
         """Return the keys and values of conditions [conditions, condition_width] in every layer.
 
         They are [layers, 2, kv_heads, conditions, head_dim], and the same at every step of a song.
         """
-        embedded = self.condition_embedder(conditions)
-        return torch.stack([torch.stack(layer.cross_attn.remember(embedded)) for layer in self.layers])
+        additions = find_additions(self, [(slice(None), adaptations)])
+        embedded = project(self.condition_embedder, conditions, additions)
+        return torch.stack([torch.stack(layer.cross_attn.remember(embedded, additions)) for layer in self.layers])
 
     def forward(
-        self, latents: Sequence[Tensor], times: Tensor, contexts: Sequence[Tensor], memories: Sequence[Tensor]
+        self,
+        latents: Sequence[Tensor],
+        times: Tensor,
+        contexts: Sequence[Tensor],
+        memories: Sequence[Tensor],
+        adaptations: Sequence[Sequence[Adaptation]] | None = None,
     ) -> list[Tensor]:
         """Return each song's velocity [frames, channels], float32; songs of any lengths never see one another.
 
         Per song: latents [frames, channels], a time in `times` [songs], a context [frames, in_channels - channels],
-        and what `remember` gave.
+        what `remember` gave, and the adapters at work; None for none in any song.
         """
-        patch, stack = self._shape.patch, self._shape.stack
+        patch, stack = self.shape.patch, self.shape.stack
         inputs = [
             F.pad(torch.cat(pair, dim=-1), (0, 0, 0, -len(pair[0]) % patch))
             for pair in zip(contexts, latents, strict=True)
@@ -116,8 +126,9 @@ class Dit(nn.Module):
         still_embedding, still_modulation = self._standing_still
         embedding, modulation = self.time_embed(times)
         embedding, modulation = embedding + still_embedding, modulation + still_modulation
+        additions = find_additions(self, _spans(lengths, adaptations)) if adaptations else NOTHING
         for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
-            x = layer(x, modulation, owners, lengths, turn, memory)
+            x = layer(x, modulation, owners, lengths, turn, memory, additions)
         shift, scale = (self.scale_shift_table + embedding[:, None]).unbind(dim=1)
         x = _modulate(self.norm_out(x), shift, scale, owners)
         frames = self.proj_out(x.T[None])[0].T.float().split([length * patch for length in lengths])
@@ -127,6 +138,19 @@ class Dit(nn.Module):
     def _standing_still(self) -> tuple[Tensor, Tensor]:
         # The second embedding is of the interval a step is averaged over, which is always 0 here.
         return self.time_embed_r(torch.zeros(1, device=self.scale_shift_table.device))
+
+
+def _spans(
+    lengths: Sequence[int], adaptations: Sequence[Sequence[Adaptation]]
+) -> list[tuple[slice, Sequence[Adaptation]]]:
+    """Tell which tokens have which adapters; neighbours that have the same are one span."""
+    spans: list[tuple[slice, Sequence[Adaptation]]] = []
+    end = 0
+    for _, songs in groupby(zip(lengths, adaptations, strict=True), key=lambda song: id(song[1])):
+        together = list(songs)
+        start, end = end, end + sum(length for length, _ in together)
+        spans.append((slice(start, end), together[0][1]))
+    return spans
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, owners: Tensor) -> Tensor:
