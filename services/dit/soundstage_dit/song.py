@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from soundstage_dit.sampler import schedule
 
 Latents = NDArray[np.float32]  # [frames, channels]
+REFERENCE_FRAMES: Final = 750  # 30 s
 
 
 class Sampler(Enum):
@@ -147,7 +148,8 @@ Task = TextToMusic | Cover | Repaint | Extract | Lego | Complete | Edit
 class Song:
     """What to make; None is unknown, `num_frames` counts latent frames, `codes` is empty or at most covers them.
 
-    `source` [num_frames, channels] is None where there is none or it is silent. References are [750, channels] each.
+    `source` [num_frames, channels] is None where there is none or it is silent. References are [REFERENCE_FRAMES,
+    channels] each.
     """
 
     caption: str

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 import grpc
@@ -34,6 +35,18 @@ class LatentRequest(Request, Protocol):
 R = TypeVar("R", bound=Request)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """Latents that a setup announced: the part that carries them, their length, and the field that says so."""
+
+    name: str
+    num_frames: int
+    length_field: str
+
+
+M = TypeVar("M")
+
+
 class CallerStalledError(ServiceError):
     """The caller keeps its stream open and sends nothing."""
 
@@ -41,7 +54,7 @@ class CallerStalledError(ServiceError):
     reason = "CALLER_STALLED"
 
 
-async def patient(requests: AsyncIterator[R], *, timeout_s: float) -> AsyncGenerator[R]:
+async def patient(requests: AsyncIterator[M], *, timeout_s: float) -> AsyncGenerator[M]:
     """Pass requests on; raises CallerStalledError when one takes longer than `timeout_s` to come."""
     while True:
         try:
@@ -69,39 +82,64 @@ async def read_latents(requests: AsyncIterator[LatentRequest], num_frames: int) 
     place = Place("latents", "setup.latent_frames", num_frames)
     async for request in requests:
         place.check_part(request)
-        chunk = request.latents
-        violations = place.check_start(chunk.first_frame)
-        try:
-            latents = from_proto(chunk.tensor, "latents.tensor", shape=(None, LATENT_CHANNELS))
-        except InvalidRequestError as error:
-            raise InvalidRequestError([*violations, *error.violations]) from error
-        place.advance(len(latents), violations)
-        yield latents
+        yield _read_run(place, request.latents)
     place.check_end()
+
+
+async def read_parts(requests: AsyncIterator[R], announced: Sequence[Announced]) -> list[NDArray[np.float32]]:
+    """Read latents [frames, 64], one part after another, to the end of the stream; raises InvalidRequestError."""
+    num_messages = 1
+    parts: list[NDArray[np.float32]] = []
+    for part in announced:
+        place = Place(part.name, part.length_field, part.num_frames, num_messages=num_messages)
+        runs = [np.empty((0, LATENT_CHANNELS), np.float32)]
+        while not place.is_at_end and (request := await anext(requests, None)) is not None:
+            place.check_part(request)
+            runs.append(_read_run(place, getattr(request, part.name)))
+        place.check_end()
+        num_messages = place.num_messages
+        parts.append(np.concatenate(runs))
+    if (request := await anext(requests, None)) is not None:
+        found = request.WhichOneof("part")
+        what = f"carries {found or 'nothing'}, after all that the setup announced"
+        raise _invalid(found or "part", f"is one too many: message {num_messages + 1} {what}")
+    return parts
 
 
 class Place:
     """How far a stream of runs has come on its way to the length that its setup promised."""
 
-    def __init__(self, part: str, length_field: str, length: int) -> None:
-        self._part, self._length_field, self._length = part, length_field, length
+    def __init__(self, part: str, length_field: str, length: int, *, num_messages: int = 1) -> None:
+        """Begin after `num_messages`."""
+        self.part, self.num_messages = part, num_messages
+        self._length_field, self._length = length_field, length
         self._next = 0
-        self._messages = 1
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all of it has come."""
+        return self._next == self._length
 
     def check_part(self, request: Request) -> None:
         """Refuse a message that carries something else than a run."""
         found = request.WhichOneof("part")
-        self._messages += 1
-        if found != self._part:
-            what = "carries nothing" if found is None else f"carries {found}, which only the first message may"
-            raise _invalid(self._part, f"is missing: message {self._messages} {what}; every later one carries it")
+        self.num_messages += 1
+        if found == self.part:
+            return
+        if found is None:
+            what = "nothing; every later one carries it"
+        elif found == "setup":
+            what = "setup, which only the first message may; every later one carries it"
+        else:
+            what = f"{found} after {self._next} frames; {self._length_field} is {self._length}"
+        raise _invalid(self.part, f"is missing: message {self.num_messages} carries {what}")
 
     def check_start(self, first_frame: int) -> list[Violation]:
         """Say what is wrong with where a run begins."""
         if first_frame == self._next:
             return []
         description = f"is {first_frame}; must be {self._next}, where the last chunk ended"
-        return [Violation(field=f"{self._part}.first_frame", description=description)]
+        return [Violation(field=f"{self.part}.first_frame", description=description)]
 
     def advance(self, num_frames: int, violations: Sequence[Violation]) -> None:
         """Go on behind a run; raises InvalidRequestError for its `violations`, or when it reaches too far."""
@@ -109,12 +147,22 @@ class Place:
             raise InvalidRequestError(violations)
         self._next += num_frames
         if self._next > self._length:
-            raise _invalid(self._part, f"reaches frame {self._next}; {self._length_field} is {self._length}")
+            raise _invalid(self.part, f"reaches frame {self._next}; {self._length_field} is {self._length}")
 
     def check_end(self) -> None:
         """Refuse a stream that ended early."""
         if self._next < self._length:
-            raise _invalid(self._part, f"ended after frame {self._next}; {self._length_field} is {self._length}")
+            raise _invalid(self.part, f"ended after frame {self._next}; {self._length_field} is {self._length}")
+
+
+def _read_run(place: Place, chunk: LatentChunk) -> NDArray[np.float32]:
+    violations = place.check_start(chunk.first_frame)
+    try:
+        latents = from_proto(chunk.tensor, f"{place.part}.tensor", shape=(None, LATENT_CHANNELS))
+    except InvalidRequestError as error:
+        raise InvalidRequestError([*violations, *error.violations]) from error
+    place.advance(len(latents), violations)
+    return latents
 
 
 def _invalid(field: str, description: str) -> InvalidRequestError:

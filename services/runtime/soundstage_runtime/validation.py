@@ -2,9 +2,21 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
-from soundstage.type.v1.options_pb2 import DiffusionOptions, SamplingOptions
+from google.protobuf.message import Message
+
+from soundstage.type.v1.options_pb2 import (
+    DiffusionOptions,
+    Guidance,
+    GuidanceMethod,
+    MaskMode,
+    Sampler,
+    SamplingOptions,
+    WaveletMode,
+)
 from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage.type.v1.task_pb2 import TRACK_UNSPECIFIED, Edit, EditContext, Lego, Repaint, RepaintMode, Task, Track
 from soundstage_runtime.errors import InvalidRequestError, Violation
 from soundstage_runtime.score import BPM_RANGE, DURATION_RANGE_S, LANGUAGES, NUM_CODES, TIME_SIGNATURES
 from soundstage_runtime.spelling import spell_key_scale, spell_language, spell_time_signature
@@ -12,6 +24,20 @@ from soundstage_runtime.text import control_tokens
 
 MAX_CAPTION_CHARS = 2048
 MAX_LYRICS_CHARS = 8192
+MAX_STEPS: Final = 200
+MAX_PAD_S: Final = 300  # that a repaint may reach beyond its source
+
+
+class Enumeration(Protocol):
+    """An enum of the contract; its first value names none of the others."""
+
+    def keys(self) -> Sequence[str]:
+        """Return the names."""
+        ...
+
+    def values(self) -> Sequence[int]:
+        """Return the numbers."""
+        ...
 
 
 class Checks:
@@ -92,12 +118,114 @@ class Checks:
         if sampling.HasField("negative_prompt"):
             self.text(f"{field}.negative_prompt", sampling.negative_prompt, max_chars=MAX_CAPTION_CHARS)
 
-    def diffusion(self, diffusion: DiffusionOptions, *, field: str) -> None:
+    def diffusion(self, diffusion: DiffusionOptions, *, field: str, max_steps: int = MAX_STEPS) -> None:
         """Check the fields of diffusion options that are set."""
         if diffusion.HasField("steps"):
-            self.number(f"{field}.steps", diffusion.steps, 1, 20)
-        if diffusion.HasField("shift"):
-            self.number(f"{field}.shift", diffusion.shift, 1, 5)
+            self.number(f"{field}.steps", diffusion.steps, 1, max_steps)
+        self._optional(diffusion, field, "shift", 1, 5)
+        self._timesteps(f"{field}.timesteps", diffusion.timesteps, max_steps)
+        self._known(f"{field}.sampler", diffusion.sampler, Sampler)
+        self._guidance(f"{field}.guidance", diffusion.guidance)
+        self._optional(diffusion, field, "velocity_norm_threshold", 0, 10)
+        self._optional(diffusion, field, "velocity_ema_factor", 0, 1)
+        if diffusion.velocity_ema_factor == 1:
+            self.refuse(f"{field}.velocity_ema_factor", "is 1; must be below 1")
+        self._known(f"{field}.wavelet_correction.mode", diffusion.wavelet_correction.mode, WaveletMode)
+        self._optional(diffusion.wavelet_correction, f"{field}.wavelet_correction", "scale", 0, 1)
+        self._optional(diffusion.wavelet_correction, f"{field}.wavelet_correction", "high_scale", 0, 1)
+        self._optional(diffusion, field, "latent_shift", -10, 10)
+        self._optional(diffusion, field, "latent_rescale", 0.1, 10)
+        self._known(f"{field}.mask_mode", diffusion.mask_mode, MaskMode)
+        self._optional(diffusion.retake, f"{field}.retake", "variance", 0, 1)
+
+    def _guidance(self, field: str, guidance: Guidance) -> None:
+        self._optional(guidance, field, "scale", 1, 15)
+        self._known(f"{field}.method", guidance.method, GuidanceMethod)
+        self._optional(guidance, field, "interval_start", 0, 1)
+        self._optional(guidance, field, "interval_end", 0, 1)
+        end = guidance.interval_end if guidance.HasField("interval_end") else 1
+        if 0 <= end < guidance.interval_start <= 1:
+            self.refuse(
+                f"{field}.interval_end", f"is {end:g}; must be at least interval_start, {guidance.interval_start:g}"
+            )
+
+    def _timesteps(self, field: str, times: Sequence[float], max_steps: int) -> None:
+        """Keep times falling, from at most 1 to above 0; a 0 at the end is no step."""
+        above = times[:-1] if times and times[-1] == 0 else times
+        if times and not 1 <= len(above) <= max_steps:
+            self.refuse(field, f"has {len(above)} times above 0; must be 1 to {max_steps}")
+        for index, (time, before) in enumerate(zip(above, (math.inf, *above), strict=False)):
+            if not (0 < time <= 1 and time < before):
+                self.refuse(f"{field}[{index}]", f"is {time:g}; times must fall, from at most 1 to above 0")
+                return
+
+    def task(self, task: Task, *, field: str) -> None:
+        """Check the fields of a task that are set."""
+        kind = task.WhichOneof("kind")
+        field = f"{field}.{kind}"
+        match kind:
+            case "cover":
+                self._optional(task.cover, field, "strength", 0, 1)
+                self._optional(task.cover, field, "noise_strength", 0, 1)
+            case "repaint":
+                self.number(f"{field}.start_s", task.repaint.start_s, -MAX_PAD_S, DURATION_RANGE_S[1])
+                self._window_end(task.repaint, field)
+                self._known(f"{field}.mode", task.repaint.mode, RepaintMode)
+                self._optional(task.repaint, field, "strength", 0, 1)
+            case "extract":
+                self._known(f"{field}.track", task.extract.track, Track)
+            case "lego":
+                self._known(f"{field}.track", task.lego.track, Track)
+                self._optional(task.lego, field, "start_s", 0, DURATION_RANGE_S[1])
+                self._window_end(task.lego, field)
+            case "complete":
+                self._tracks(f"{field}.tracks", task.complete.tracks)
+            case "edit":
+                self._edit(field, task.edit)
+            case None:
+                pass
+
+    def _window_end(self, window: Repaint | Lego, field: str) -> None:
+        if not window.HasField("end_s"):
+            return
+        before = len(self._violations)
+        self.number(f"{field}.end_s", window.end_s, -MAX_PAD_S, DURATION_RANGE_S[1] + MAX_PAD_S)
+        if len(self._violations) == before and not window.end_s > window.start_s:
+            self.refuse(f"{field}.end_s", f"is {window.end_s:g}; must be above start_s, {window.start_s:g}")
+
+    def _tracks(self, field: str, tracks: Sequence[Track.ValueType]) -> None:
+        for index, track in enumerate(tracks):
+            if track == TRACK_UNSPECIFIED:
+                self.refuse(f"{field}[{index}]", f"names none; must be one of {_names(Track)}")
+            elif track in tracks[:index]:
+                self.refuse(f"{field}[{index}]", f"is {Track.Name(track)} once more; name each once")
+            else:
+                self._known(f"{field}[{index}]", track, Track)
+
+    def _edit(self, field: str, edit: Edit) -> None:
+        self.text(f"{field}.source_caption", edit.source_caption, max_chars=MAX_CAPTION_CHARS)
+        self.text(f"{field}.source_lyrics", edit.source_lyrics, max_chars=MAX_LYRICS_CHARS)
+        self._optional(edit, field, "start", 0, 1)
+        self._optional(edit, field, "end", 0, 1)
+        end = edit.end if edit.HasField("end") else 1
+        if 0 <= end < edit.start <= 1:
+            self.refuse(f"{field}.end", f"is {end:g}; must be at least start, {edit.start:g}")
+        self._optional(edit, field, "averages", 1, 8)
+        self._known(f"{field}.context", edit.context, EditContext)
+
+    def _optional(self, message: Message, field: str, name: str, low: float, high: float) -> None:
+        """Keep a number in [low, high] if it is set."""
+        if message.HasField(name):
+            self.number(f"{field}.{name}", getattr(message, name), low, high)
+
+    def _known(self, field: str, value: int, names: Enumeration) -> None:
+        """Refuse a value of an enum that a newer contract may have."""
+        if value not in names.values():
+            self.refuse(field, f"is {value}; must be one of {_names(names)}")
+
+
+def _names(names: Enumeration) -> str:
+    return ", ".join(names.keys()[1:])
 
 
 def _plain(value: float) -> str:
