@@ -124,6 +124,13 @@ class CrossAttention(Attention):
         seen = [attend(q, memory[0], memory[1]) for q, memory in zip(songs, memories, strict=True)]
         return self.join(seen, additions)
 
+    def weights(self, x: Tensor, memory: Tensor, heads: Sequence[int], additions: Additions = NOTHING) -> Tensor:
+        """Return how much `heads` attend from x [tokens, width] of one song, [heads, tokens, conditions], float32."""
+        queries, keys = self.query(x, additions), memory[0]
+        groups = len(queries) // len(keys)
+        scores = queries[list(heads)] @ keys[[head // groups for head in heads]].mT
+        return (scores.float() * self._head_dim**-0.5).softmax(dim=-1)
+
 
 class Mlp(nn.Module):
     """A SwiGLU feed-forward layer."""

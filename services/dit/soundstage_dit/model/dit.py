@@ -1,7 +1,8 @@
 """The diffusion transformer: noisy latents in, velocity out, for any number of unlike songs at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import cast
@@ -63,12 +64,50 @@ class DitLayer(nn.Module):
         additions: Additions = NOTHING,
     ) -> Tensor:
         """Map x [tokens, width]; `modulation` is [songs, 6, width] and `owners` [tokens] names each token's song."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (self.scale_shift_table + modulation).unbind(dim=1)
+        x = self.see_song(x, modulation, owners, lengths, turn, additions)
+        return self.see_conditions(x, modulation, owners, lengths, memories, additions)
+
+    def see_song(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        owners: Tensor,
+        lengths: Sequence[int],
+        turn: Rotation,
+        additions: Additions = NOTHING,
+    ) -> Tensor:
+        """Do the first part of `forward`: self-attention."""
+        shift, scale, gate = (self.scale_shift_table + modulation)[:, :3].unbind(dim=1)
         seen = self.self_attn(_modulate(self.self_attn_norm(x), shift, scale, owners), lengths, turn, additions)
-        x = x + seen * gate[owners]
+        return x + seen * gate[owners]
+
+    def see_conditions(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        owners: Tensor,
+        lengths: Sequence[int],
+        memories: Sequence[Tensor],
+        additions: Additions = NOTHING,
+    ) -> Tensor:
+        """Do the second part of `forward`: cross-attention and feed-forward."""
         x = x + self.cross_attn(self.cross_attn_norm(x), lengths, memories, additions)
-        changed = self.mlp(_modulate(self.mlp_norm(x), mlp_shift, mlp_scale, owners), additions)
-        return x + changed * mlp_gate[owners]
+        shift, scale, gate = (self.scale_shift_table + modulation)[:, 3:].unbind(dim=1)
+        changed = self.mlp(_modulate(self.mlp_norm(x), shift, scale, owners), additions)
+        return x + changed * gate[owners]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Packed:
+    """Songs one after another, as the layers see them."""
+
+    x: Tensor  # [tokens, width]
+    lengths: Sequence[int]  # tokens of each song
+    owners: Tensor  # [tokens], each one's song
+    turn: Rotation
+    embedding: Tensor  # [songs, width]
+    modulation: Tensor  # [songs, 6, width]
+    additions: Additions
 
 
 class Dit(nn.Module):
@@ -113,6 +152,48 @@ class Dit(nn.Module):
         Per song: latents [frames, channels], a time in `times` [songs], a context [frames, in_channels - channels],
         what `remember` gave, and the adapters at work; None for none in any song.
         """
+        packed = self._pack(latents, times, contexts, adaptations)
+        x, place = packed.x, (packed.modulation, packed.owners, packed.lengths)
+        for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
+            x = layer(x, *place, packed.turn, memory, packed.additions)
+        shift, scale = (self.scale_shift_table + packed.embedding[:, None]).unbind(dim=1)
+        x = _modulate(self.norm_out(x), shift, scale, packed.owners)
+        patches = [length * self.shape.patch for length in packed.lengths]
+        frames = self.proj_out(x.T[None])[0].T.float().split(patches)
+        return [song[: len(asked)] for song, asked in zip(frames, latents, strict=True)]
+
+    def attention(
+        self,
+        latents: Tensor,
+        time: float,
+        context: Tensor,
+        memory: Tensor,
+        adaptations: Sequence[Adaptation] = (),
+        *,
+        heads: Mapping[int, Sequence[int]],
+        conditions: slice,
+    ) -> list[Tensor]:
+        """Return how much each head attends to `conditions` in one song, [conditions, patches], float32.
+
+        `heads` are chosen by layer. Layers beyond them are not run, and `memory` need not have them.
+        """
+        packed = self._pack([latents], torch.tensor([time], device=latents.device), [context], [adaptations])
+        x, place, additions = packed.x, (packed.modulation, packed.owners, packed.lengths), packed.additions
+        seen: list[Tensor] = []
+        for index, layer in enumerate(self.layers[: max(heads) + 1]):
+            x = layer.see_song(x, *place, packed.turn, additions)
+            weights = layer.cross_attn.weights(layer.cross_attn_norm(x), memory[index], heads.get(index, ()), additions)
+            seen += weights[..., conditions].mT
+            x = layer.see_conditions(x, *place, [memory[index]], additions)
+        return seen
+
+    def _pack(
+        self,
+        latents: Sequence[Tensor],
+        times: Tensor,
+        contexts: Sequence[Tensor],
+        adaptations: Sequence[Sequence[Adaptation]] | None,
+    ) -> "_Packed":
         patch, stack = self.shape.patch, self.shape.stack
         inputs = [
             F.pad(torch.cat(pair, dim=-1), (0, 0, 0, -len(pair[0]) % patch))
@@ -125,14 +206,15 @@ class Dit(nn.Module):
         turn = rotation(lengths, stack.head_dim, stack.rope_theta, x.device)
         still_embedding, still_modulation = self._standing_still
         embedding, modulation = self.time_embed(times)
-        embedding, modulation = embedding + still_embedding, modulation + still_modulation
-        additions = find_additions(self, _spans(lengths, adaptations)) if adaptations else NOTHING
-        for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
-            x = layer(x, modulation, owners, lengths, turn, memory, additions)
-        shift, scale = (self.scale_shift_table + embedding[:, None]).unbind(dim=1)
-        x = _modulate(self.norm_out(x), shift, scale, owners)
-        frames = self.proj_out(x.T[None])[0].T.float().split([length * patch for length in lengths])
-        return [song[: len(asked)] for song, asked in zip(frames, latents, strict=True)]
+        return _Packed(
+            x=x,
+            lengths=lengths,
+            owners=owners,
+            turn=turn,
+            embedding=embedding + still_embedding,
+            modulation=modulation + still_modulation,
+            additions=find_additions(self, _spans(lengths, adaptations)) if adaptations else NOTHING,
+        )
 
     @cached_property
     def _standing_still(self) -> tuple[Tensor, Tensor]:
