@@ -1,17 +1,27 @@
-"""Conditions of one song: its words, codes and silence as tensors. One at a time, so no song changes another."""
+"""What a song's words and timbre become for the transformer. One song at a time, so none changes another."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
-from soundstage_dit.model.codes import CodeDecoder
+from soundstage_dit.alignment import find_lines
 from soundstage_dit.model.condition import ConditionEncoder
-from soundstage_dit.prompts import lyric_prompt, text_prompt
-from soundstage_dit.song import Song
+from soundstage_dit.prompts import END_OF_TEXT, LYRIC_MARK, lyric_prompt, text_prompt
+from soundstage_dit.song import REFERENCE_FRAMES, Song
 
 MAX_TEXT_TOKENS = 256
 MAX_LYRIC_TOKENS = 2048
-REFERENCE_FRAMES = 750  # 30 s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LyricTokens:
+    """The lyrics' own tokens: where among the conditions they are, each one's text, and lines, by these tokens."""
+
+    places: slice
+    texts: tuple[str, ...]
+    lines: tuple[tuple[str, slice], ...]
 
 
 class Conditioner:
@@ -23,32 +33,38 @@ class Conditioner:
         tokenizer: PreTrainedTokenizerFast,
         text_encoder: Qwen3Model,
         condition_encoder: ConditionEncoder,
-        code_decoder: CodeDecoder,
         silence: Tensor,
     ) -> None:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
         self._condition_encoder = condition_encoder
-        self._code_decoder = code_decoder
         self._silence = silence
 
     def encode(self, song: Song) -> Tensor:
-        """Return what the song's cross-attention sees, [conditions, width]."""
+        """Return what the song's cross-attention sees, [conditions, width]; the timbre of silence for no reference."""
         text = self._tokenize(text_prompt(song), MAX_TEXT_TOKENS)
         lyrics = self._tokenize(lyric_prompt(song), MAX_LYRIC_TOKENS)
+        references = [torch.from_numpy(reference).to(self._silence) for reference in song.references]
         return self._condition_encoder(
             self._text_encoder(input_ids=text[None]).last_hidden_state[0],
             self._text_encoder.get_input_embeddings()(lyrics),  # the lyric encoder wants words without context
-            self._silence[:REFERENCE_FRAMES],
+            references or [self._silence[:REFERENCE_FRAMES]],
         )
 
-    def context(self, song: Song) -> Tensor:
-        """Return the source the song is made over, and a mask of ones: [frames, 2 x channels]."""
-        source = self._silence[: song.num_frames]
-        if song.codes:
-            hints = self._code_decoder(torch.tensor(song.codes, device=source.device))[: song.num_frames]
-            source = torch.cat([hints, source[: song.num_frames - len(hints)]])
-        return torch.cat([source, torch.ones_like(source)], dim=-1)
+    def lyric_tokens(self, song: Song) -> LyricTokens:
+        """Return the tokens of the lyrics, as far as the model reads them; empty lines are left out."""
+        prompt = lyric_prompt(song)
+        head, mark, _ = prompt.partition(LYRIC_MARK)
+        tokens = self._tokenize(prompt, MAX_LYRIC_TOKENS).tolist()
+        first = len(self._tokenizer(head + mark, add_special_tokens=False)["input_ids"])
+        last = tokens.index(self._tokenizer.convert_tokens_to_ids(END_OF_TEXT), first)
+        words = tokens[first:last]
+        texts = tuple(self._tokenizer.decode([token]) for token in words)
+        # Together, because a letter may be of several tokens.
+        lines = [(self._tokenizer.decode(words[span]).strip(), span) for span in find_lines(texts)]
+        return LyricTokens(
+            places=slice(first, last), texts=texts, lines=tuple((text, span) for text, span in lines if text)
+        )
 
     def _tokenize(self, text: str, limit: int) -> Tensor:
         tokens = self._tokenizer(text, truncation=True, max_length=limit)["input_ids"]

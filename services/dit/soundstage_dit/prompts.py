@@ -2,19 +2,42 @@
 
 from typing import Final
 
-from soundstage_dit.song import Song
+from soundstage_dit.song import Complete, Cover, Edit, Extract, Lego, Repaint, Song
 
 FILL: Final = "Fill the audio semantic mask based on the given conditions:"
 FOLLOW_CODES: Final = "Generate audio semantic tokens based on the given conditions:"
+REPAINT: Final = "Repaint the mask area based on the given conditions:"
 _UNKNOWN: Final = "N/A"
 _UNKNOWN_DURATION_S: Final = 30
 
 
+def instruction(song: Song) -> str:
+    """Say what is asked for; a song that has codes, or follows a source, is asked for in other words."""
+    match song.task:
+        case Repaint():
+            return REPAINT
+        case Extract(track=track):
+            return f"Extract the {_named(track)}track from the audio:"
+        case Lego(track=track):
+            return f"Generate the {_named(track)}track based on the audio context:"
+        case Complete(tracks=tracks):
+            with_tracks = f" with {' | '.join(tracks).upper()}" if tracks else ""
+            return f"Complete the input track{with_tracks}:"
+        case Cover() | Edit(context="codes" | "latents"):
+            return FOLLOW_CODES
+        case _:
+            return FOLLOW_CODES if song.codes else FILL
+
+
+def _named(track: str | None) -> str:
+    return f"{track.upper()} " if track else ""
+
+
 def text_prompt(song: Song) -> str:
-    """Write the prompt that the text encoder reads; a song that has codes is asked for in other words."""
+    """Write the prompt that the text encoder reads."""
     duration_s = _UNKNOWN_DURATION_S if song.duration_s is None else int(song.duration_s)
     return (
-        f"# Instruction\n{FOLLOW_CODES if song.codes else FILL}\n\n"
+        f"# Instruction\n{instruction(song)}\n\n"
         f"# Caption\n{song.caption}\n\n"
         f"# Metas\n"
         f"- bpm: {song.bpm or _UNKNOWN}\n"

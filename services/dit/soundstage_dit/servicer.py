@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol
 
 import grpc.aio
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from soundstage.stage.v1.dit_service_pb2 import (
     DESCRIPTOR,
+    DenoiseDone,
     DenoiseProgress,
+    DenoiseQueued,
     DenoiseRequest,
     DenoiseResponse,
     DenoiseSetup,
@@ -27,11 +30,12 @@ from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_dit.request import read_song
-from soundstage_dit.song import Song
+from soundstage_dit.scheduler import Queued
+from soundstage_dit.song import REFERENCE_FRAMES, Song
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
-from soundstage_runtime.request_stream import patient, read_first, read_latents
-from soundstage_runtime.score import INSTRUMENTAL, MAX_LATENT_FRAMES
+from soundstage_runtime.request_stream import Announced, patient, read_first, read_latents, read_parts
+from soundstage_runtime.score import INSTRUMENTAL, LATENT_CHANNELS, MAX_LATENT_FRAMES
 from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
@@ -46,8 +50,8 @@ class SongModel(Protocol):
         """Name the loaded model."""
         ...
 
-    def denoise(self, song: Song) -> AsyncGenerator[int | NDArray[np.float32]]:
-        """Yield the number of each step done, from 1, and then the latents [frames, 64]."""
+    def denoise(self, song: Song) -> AsyncGenerator[int | Queued | NDArray[np.float32]]:
+        """Yield where the song waits, the number of each step done, from 1, and then the latents [frames, 64]."""
         ...
 
     def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
@@ -58,9 +62,13 @@ class SongModel(Protocol):
 class DitServicer(DitServiceServicer):
     """Answers Denoise and Tokenize, as many at once as `admission` lets in."""
 
-    def __init__(self, model: SongModel, admission: Admission, *, idle_timeout_s: float = 30.0) -> None:
-        """A caller that sends nothing for `idle_timeout_s` while it is waited for loses its call and its place."""
+    def __init__(self, model: SongModel, admission: Admission, *, variant: str, idle_timeout_s: float = 30.0) -> None:
+        """The model's `variant` says what it can do.
+
+        A caller that sends nothing for `idle_timeout_s` while it is waited for loses its call and its place.
+        """
         self._model = model
+        self._variant = variant
         self._admission = admission
         self._idle_timeout_s = idle_timeout_s
 
@@ -68,16 +76,21 @@ class DitServicer(DitServiceServicer):
         self, request_iterator: AsyncIterator[DenoiseRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> AsyncIterator[DenoiseResponse]:
         """See dit_service.proto."""
-        setup = (await read_first(patient(request_iterator, timeout_s=self._idle_timeout_s))).setup
-        song = read_song(setup)
+        requests = patient(request_iterator, timeout_s=self._idle_timeout_s)
+        setup = (await read_first(requests)).setup
+        song = read_song(setup, variant=self._variant)
         check_fingerprint(setup.model_fingerprint, self._model.model_fingerprint)
+        song = await _read_sources(song, setup, requests)
         async with self._admission.enter(), aclosing(self._model.denoise(song)) as events:
             async for event in events:
-                if isinstance(event, int):
+                if isinstance(event, Queued):
+                    yield DenoiseResponse(queued=DenoiseQueued(position=event.position, wait_s=event.wait_s))
+                elif isinstance(event, int):
                     yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.diffusion.steps))
                 else:
                     for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
                         yield DenoiseResponse(latents=chunk)
+        yield DenoiseResponse(done=DenoiseDone())
 
     async def Tokenize(
         self, request_iterator: AsyncIterator[TokenizeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
@@ -97,9 +110,25 @@ class DitServicer(DitServiceServicer):
         return response
 
 
+async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator[DenoiseRequest]) -> Song:
+    """Add the source and the references that follow a setup."""
+    source_part = Announced(name="source", num_frames=setup.source_frames, length_field="setup.source_frames")
+    reference_part = Announced(
+        name="reference",
+        num_frames=setup.reference_count * REFERENCE_FRAMES,
+        length_field=f"setup.reference_count x {REFERENCE_FRAMES}",
+    )
+    source, references = await read_parts(requests, [source_part, reference_part])
+    return replace(
+        song,
+        source=source if setup.source_frames else None,
+        references=tuple(references.reshape(setup.reference_count, REFERENCE_FRAMES, LATENT_CHANNELS)),
+    )
+
+
 def offer(songs: SongModel, *, model: StageModel, device: str, admission: Admission) -> list[Service]:
     """Offer a model as DitService and StageService."""
-    dit = DitServicer(songs, admission)
+    dit = DitServicer(songs, admission, variant=model.variant)
     service = Service(
         name=DESCRIPTOR.services_by_name["DitService"].full_name,
         add=lambda server: add_DitServiceServicer_to_server(dit, server),

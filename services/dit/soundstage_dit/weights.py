@@ -43,6 +43,7 @@ class LoadedModel:
     dit: Dit
     conditioner: Conditioner
     code_encoder: CodeEncoder
+    code_decoder: CodeDecoder
     silence: Tensor  # [15000, channels]
     null_condition: Tensor  # [1, width]: no words at all, what guidance moves away from
     channels: int
@@ -100,13 +101,6 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
             device=device,
             dtype=dtype,
         ),
-        code_decoder=build(
-            lambda: CodeDecoder(levels=shapes.code_levels, width=shapes.code_width, detokenizer=shapes.detokenizer),
-            contents.code_decoder,
-            where=f"{folder}, detokenizer",
-            device=device,
-            dtype=dtype,
-        ),
         silence=silence,
     )
     return LoadedModel(
@@ -118,6 +112,13 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
             ),
             contents.code_encoder,
             where=f"{folder}, tokenizer",
+            device=device,
+            dtype=dtype,
+        ),
+        code_decoder=build(
+            lambda: CodeDecoder(levels=shapes.code_levels, width=shapes.code_width, detokenizer=shapes.detokenizer),
+            contents.code_decoder,
+            where=f"{folder}, detokenizer",
             device=device,
             dtype=dtype,
         ),

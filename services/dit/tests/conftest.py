@@ -92,9 +92,11 @@ async def engine(model: LoadedModel) -> AsyncIterator[DitEngine]:
 class Serving:
     """A server with one DitService, and a stub for it."""
 
-    def __init__(self, model: SongModel, *, max_in_flight: int = 4, idle_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, model: SongModel, *, variant: str = "turbo", max_in_flight: int = 4, idle_timeout_s: float = 30.0
+    ) -> None:
         self.admission = Admission("songs", limit=max_in_flight)
-        servicer = DitServicer(model, self.admission, idle_timeout_s=idle_timeout_s)
+        servicer = DitServicer(model, self.admission, variant=variant, idle_timeout_s=idle_timeout_s)
         self._server = Server(
             [
                 Service(

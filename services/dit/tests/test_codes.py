@@ -8,9 +8,15 @@ from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 
 from soundstage_dit.model.codes import grid_points, nearest_codes
 from soundstage_dit.song import Song
+from soundstage_dit.tasks import context_of, source_of
 from soundstage_dit.weights import LoadedModel
 
 LEVELS = (8, 8, 8, 5, 5, 5)
+
+
+def made_over(model: LoadedModel, song: Song) -> torch.Tensor:
+    """What a song is made over, and its mask."""
+    return context_of(song, source_of(song, model), model)
 
 
 def test_codes_are_points_of_the_grid() -> None:
@@ -40,7 +46,7 @@ def test_hints_equal_those_of_diffusers(model: LoadedModel, pipeline: AceStepPip
     codes = (0, 1, 512, 12345, 31999, 63999, 7)
     text = "".join(f"<|audio_code_{code}|>" for code in codes)
     theirs, _ = pipeline.prepare_src_latents(torch.device("cpu"), torch.float32, 1, audio_codes=text)
-    context = model.conditioner.context(Song(caption="", lyrics="", num_frames=35, seed=0, codes=codes))
+    context = made_over(model, Song(caption="", lyrics="", num_frames=35, seed=0, codes=codes))
     assert theirs.std() > 0.3
     torch.testing.assert_close(context[:, :64], theirs[0], atol=1e-5, rtol=1e-5)
     assert torch.equal(context[:, 64:], torch.ones(35, 64))
@@ -50,21 +56,20 @@ def test_hints_equal_those_of_diffusers(model: LoadedModel, pipeline: AceStepPip
 def test_frames_beyond_the_codes_get_silence_from_its_start(model: LoadedModel, pipeline: AceStepPipeline) -> None:
     song = Song(caption="", lyrics="", num_frames=13, seed=0, codes=(5, 6))
     silence = pipeline.condition_encoder.silence_latent[0]
-    assert torch.equal(model.conditioner.context(song)[10:, :64], silence[:3])
+    assert torch.equal(made_over(model, song)[10:, :64], silence[:3])
 
 
 @torch.inference_mode()
 def test_a_last_code_may_reach_beyond_the_song(model: LoadedModel) -> None:
     whole, cut = (
-        model.conditioner.context(Song(caption="", lyrics="", num_frames=frames, seed=0, codes=(5, 6)))
-        for frames in (10, 7)
+        made_over(model, Song(caption="", lyrics="", num_frames=frames, seed=0, codes=(5, 6))) for frames in (10, 7)
     )
     assert torch.equal(cut, whole[:7])
 
 
 @torch.inference_mode()
 def test_without_codes_the_context_is_silence(model: LoadedModel, pipeline: AceStepPipeline) -> None:
-    context = model.conditioner.context(Song(caption="", lyrics="", num_frames=40, seed=0))
+    context = made_over(model, Song(caption="", lyrics="", num_frames=40, seed=0))
     assert torch.equal(context[:, :64], pipeline.condition_encoder.silence_latent[0, :40])
 
 

@@ -52,7 +52,7 @@ def test_conditions_equal_those_of_a_padded_batch_in_diffusers(model: LoadedMode
     theirs = reference_conditions(pipeline, texts, lyrics, references)
     for item, expected in enumerate(theirs):
         with torch.inference_mode():
-            ours = encoder_of(model)(texts[item], lyrics[item], references[item])
+            ours = encoder_of(model)(texts[item], lyrics[item], [references[item]])
         assert len(ours) == len(lyrics[item]) + 1 + len(texts[item])
         torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -60,7 +60,7 @@ def test_conditions_equal_those_of_a_padded_batch_in_diffusers(model: LoadedMode
 def test_only_the_timbre_differs_in_an_xl_model(xl_model: LoadedModel, xl_pipeline: AceStepPipeline) -> None:
     text, lyrics, reference = draw(20, TEXT_WIDTH, seed=1), draw(50, TEXT_WIDTH, seed=2), draw(750, 64, seed=3)
     with torch.inference_mode():
-        ours = encoder_of(xl_model)(text, lyrics, reference)
+        ours = encoder_of(xl_model)(text, lyrics, [reference])
     theirs = reference_conditions(xl_pipeline, [text], [lyrics], [reference])[0]
     different = (ours - theirs).abs().amax(dim=-1) > 1e-4
     assert different.nonzero().flatten().tolist() == [len(lyrics)]

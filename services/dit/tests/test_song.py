@@ -14,7 +14,7 @@ from soundstage_runtime.errors import InvalidRequestError
 
 
 def test_absent_fields_take_their_defaults() -> None:
-    song = read_song(DenoiseSetup(caption="a", lyrics="b", latent_frames=10, seed=3))
+    song = read_song(DenoiseSetup(caption="a", lyrics="b", latent_frames=10, seed=3), variant="turbo")
     assert song == Song(caption="a", lyrics="b", num_frames=10, seed=3)
     assert (song.diffusion.times, song.language) == (tuple(schedule(8, 3.0)), "unknown")
 
@@ -30,7 +30,7 @@ def test_given_fields_are_read() -> None:
         metadata=metadata,
         options=DiffusionOptions(steps=20, shift=5),
     )
-    assert read_song(request) == Song(
+    assert read_song(request, variant="turbo") == Song(
         caption="a",
         lyrics="",
         num_frames=15_000,
@@ -46,7 +46,7 @@ def test_given_fields_are_read() -> None:
 
 
 def test_codes_beyond_the_song_are_cut() -> None:
-    assert read_song(DenoiseSetup(latent_frames=11, codes=range(9))).codes == (0, 1, 2)
+    assert read_song(DenoiseSetup(latent_frames=11, codes=range(9)), variant="turbo").codes == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,5 @@ def test_codes_beyond_the_song_are_cut() -> None:
 )
 def test_a_bad_field_is_named(request_: DenoiseSetup, field: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        read_song(request_)
+        read_song(request_, variant="turbo")
     assert [violation.field for violation in caught.value.violations] == [field]

@@ -1,5 +1,7 @@
 """The condition encoder: lyrics, timbre and text become what the diffusion transformer attends to."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -71,9 +73,10 @@ class ConditionEncoder(nn.Module):
         self.lyric_encoder = Encoder(shape.lyric, shape.text_width)
         self.timbre_encoder = TimbreEncoder(shape.timbre, shape.channels, has_token=shape.has_timbre_token)
 
-    def forward(self, text: Tensor, lyrics: Tensor, reference: Tensor) -> Tensor:
-        """Return conditions [lyric tokens + 1 + text tokens, width], in that order.
+    def forward(self, text: Tensor, lyrics: Tensor, references: Sequence[Tensor]) -> Tensor:
+        """Return conditions [lyric tokens + references + text tokens, width], in that order.
 
-        text and lyrics are [tokens, text_width], reference is latents [frames, channels].
+        text and lyrics are [tokens, text_width], each reference is latents [frames, channels].
         """
-        return torch.cat([self.lyric_encoder(lyrics), self.timbre_encoder(reference), self.text_projector(text)])
+        timbres = [self.timbre_encoder(reference) for reference in references]
+        return torch.cat([self.lyric_encoder(lyrics), *timbres, self.text_projector(text)])
