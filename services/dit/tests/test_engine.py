@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soundstage_dit.engine import DenoiseError, DitEngine
+from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.sampler import schedule
 from soundstage_dit.song import Diffusion, Song
@@ -46,6 +47,7 @@ class Stepwise:
 
     def __init__(self, dit: Dit) -> None:
         self.remember = dit.remember
+        self.shape = dit.shape
         self.batches: list[int] = []
         self.failures: list[Exception] = []
         self._dit = dit
@@ -61,14 +63,19 @@ class Stepwise:
         await asyncio.to_thread(self._entered.acquire)
 
     def __call__(
-        self, latents: Sequence[Tensor], times: Tensor, contexts: Sequence[Tensor], memories: Sequence[Tensor]
+        self,
+        latents: Sequence[Tensor],
+        times: Tensor,
+        contexts: Sequence[Tensor],
+        memories: Sequence[Tensor],
+        adaptations: Sequence[Sequence[Adaptation]] | None = None,
     ) -> list[Tensor]:
         self.batches.append(len(latents))
         self._entered.release()
         self._leave.acquire()
         if self.failures:
             raise self.failures.pop()
-        return self._dit(latents, times, contexts, memories)
+        return self._dit(latents, times, contexts, memories, adaptations)
 
 
 def stepwise(model: LoadedModel, *, max_batch: int = 4) -> tuple[Stepwise, DitEngine]:
