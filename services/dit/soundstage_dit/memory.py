@@ -1,0 +1,35 @@
+"""How much of the device's memory a song takes while it is made."""
+
+from typing import Final
+
+from soundstage_dit.conditioning import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, REFERENCE_FRAMES
+from soundstage_dit.song import Cover, Edit, Song
+from soundstage_dit.weights import LoadedModel
+
+_FLOAT32_BYTES: Final = 4
+# Latents, velocities and what samplers keep of the step before: 64 channels, small beside the rest.
+_LATENTS_KEPT: Final = 8
+_FRAME_TOKENS: Final = 32  # what the prompt puts around lyrics
+
+
+def estimate_bytes(song: Song, model: LoadedModel) -> int:
+    """Estimate, from above, what a song's latents, contexts and conditions take; not what one step does."""
+    shape = model.dit.shape
+    kept = _LATENTS_KEPT * song.num_frames * shape.channels * _FLOAT32_BYTES
+    references = len(song.references) * REFERENCE_FRAMES * shape.channels * _FLOAT32_BYTES
+    context = song.num_frames * (shape.in_channels - shape.channels)
+    stack = shape.stack
+    memory = _max_conditions(song) * len(stack.windows) * 2 * stack.kv_heads * stack.head_dim
+    return kept + references + _num_conditions(song) * (context + memory) * model.silence.element_size()
+
+
+def _num_conditions(song: Song) -> int:
+    """Count the sets of conditions: with words, without them for guidance, and again where the task has others."""
+    has_others = isinstance(song.task, Edit) or (isinstance(song.task, Cover) and song.task.strength < 1)
+    return (2 if song.diffusion.guidance.scale > 1 else 1) * (2 if has_others else 1)
+
+
+def _max_conditions(song: Song) -> int:
+    """Count the tokens of words and lyrics at most, a byte each, and a timbre for each reference."""
+    lyrics = min(MAX_LYRIC_TOKENS, len(song.lyrics.encode()) + _FRAME_TOKENS)
+    return MAX_TEXT_TOKENS + lyrics + max(1, len(song.references))

@@ -1,0 +1,99 @@
+"""Whose turn it is on the device, and who may hold memory on it: numbers in, numbers out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeVar
+
+from soundstage_dit.song import Edit, Sampler, Song
+
+FRAMES_PER_TOKEN: Final = 2
+
+
+class Taker(Protocol):
+    """A song with work to do."""
+
+    @property
+    def tokens(self) -> int:
+        """What its next evaluation takes."""
+        ...
+
+    @property
+    def used(self) -> int:
+        """What it has had so far."""
+        ...
+
+
+T = TypeVar("T", bound=Taker)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a song still asks of the device, and how much of its memory it holds."""
+
+    tokens_left: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What songs may hold of the device at once."""
+
+    max_songs: int
+    max_bytes: int
+
+    def fits(self, held: Sequence[Load], song: Load) -> bool:
+        """Say whether there is room for a song beside those that hold some."""
+        held_bytes = sum(other.size_bytes for other in held)
+        return len(held) < self.max_songs and held_bytes + song.size_bytes <= self.max_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued:
+    """A song waits for room: so many wait before it, and it is likely to take so long; 0 s where nothing is known."""
+
+    position: int
+    wait_s: float
+
+
+def count_tokens(frames: int) -> int:
+    """Count what one velocity of so many frames takes."""
+    return -(-frames // FRAMES_PER_TOKEN)
+
+
+def total_tokens(song: Song) -> int:
+    """Count what all of a song's velocities take, at most."""
+    asked = song.diffusion
+    velocities = asked.steps * (2 if asked.guidance.scale > 1 else 1) * (2 if asked.sampler is Sampler.HEUN else 1)
+    if isinstance(song.task, Edit):
+        velocities *= 2 * song.task.averages
+    return velocities * count_tokens(song.num_frames)
+
+
+def take_turn(songs: Sequence[T], *, max_songs: int, max_tokens: int) -> list[T]:
+    """Choose the songs of a step: least used first, and then what still fits; of equals, the first in `songs`.
+
+    The least used one always goes, though it may be too much by itself, so no song is passed over but for others that
+    have had no more than it.
+    """
+    chosen: list[T] = []
+    tokens_left = max_tokens
+    for song in sorted(songs, key=lambda song: song.used):
+        if not chosen or (len(chosen) < max_songs and song.tokens <= tokens_left):
+            chosen.append(song)
+            tokens_left -= song.tokens
+    return chosen
+
+
+def tokens_until_room(room: Room, held: Sequence[Load], before: Sequence[Load], song: Load) -> float:
+    """Estimate what the device computes until a song has room, if all that hold some share it evenly.
+
+    `before` are those that wait before it. Each of them must fit by itself.
+    """
+    held, tokens = list(held), 0.0
+    for newcomer in (*before, song):
+        while not room.fits(held, newcomer):
+            shortest = min(other.tokens_left for other in held)
+            tokens += shortest * len(held)
+            held = [replace(one, tokens_left=one.tokens_left - shortest) for one in held if one.tokens_left > shortest]
+        held.append(newcomer)
+    return tokens
