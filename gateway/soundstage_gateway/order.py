@@ -6,20 +6,32 @@ from dataclasses import dataclass
 from soundstage.music.v1.composer_service_pb2 import PlanSongRequest, PolishSongRequest
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOptions
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SampleFormat
-from soundstage.type.v1.options_pb2 import DiffusionOptions
+from soundstage.type.v1.options_pb2 import AdapterUse, DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage.type.v1.task_pb2 import Task
+from soundstage_gateway.assets import Assets
+from soundstage_gateway.audio_file import Recording, Samples
+from soundstage_gateway.canvas import Canvas
+from soundstage_gateway.splice import Splice
+from soundstage_gateway.task import lay_out
 from soundstage_runtime.score import CODE_RATE_HZ, DURATION_RANGE_S, INSTRUMENTAL
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 MAX_VARIANTS = 8
 MIN_CODES = CODE_RATE_HZ
+MAX_REFERENCES = 4
+MAX_ADAPTER_SCALE = 2.0
 MAX_CODES = int(DURATION_RANGE_S[1]) * CODE_RATE_HZ
+_UPLOAD = "send the file with AudioService.UploadAudio and give the asset that it answers"
 SAMPLE_FORMATS = (SAMPLE_FORMAT_S16, SAMPLE_FORMAT_F32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A valid request. `seeds` has one entry for every variant; `codes` are the user's own."""
+    """A valid request. `seeds` has one entry for every variant; `codes` are the user's own.
+
+    `source` is what the task works on; the task's times count from its beginning. `splice` is what of it is kept.
+    """
 
     caption: str
     lyrics: str
@@ -27,13 +39,18 @@ class Order:
     is_planned: bool
     planner: PlannerOptions
     codes: tuple[int, ...]
+    task: Task
+    source: Canvas | None
+    splice: Splice | None
+    references: tuple[Samples, ...]
+    adapters: tuple[AdapterUse, ...]
     diffusion: DiffusionOptions
     sample_format: SampleFormat.ValueType
     seeds: tuple[int, ...]
 
 
 def read_order(
-    request: GenerateSongRequest, *, draw_seed: Callable[[], int], max_variants: int = MAX_VARIANTS
+    request: GenerateSongRequest, assets: Assets, *, draw_seed: Callable[[], int], max_variants: int = MAX_VARIANTS
 ) -> Order:
     """Check every field and fill in what is left open; raises InvalidRequestError naming all that are bad."""
     checks = Checks()
@@ -44,10 +61,14 @@ def read_order(
     check_codes(checks, "codes", request.codes)
     if 0 < len(request.codes) < MIN_CODES:
         checks.refuse("codes", f"has {len(request.codes)} entries; at least {MIN_CODES}, a second of music")
+    checks.task(request.task, field="task")
+    source = _find_source(checks, request, assets)
+    references = _find_references(checks, request, assets)
+    _check_adapters(checks, request.adapters)
     planner = request.planner
-    is_planned = not request.codes and (planner.enabled or not planner.HasField("enabled"))
+    is_planned = not request.codes and not _kind(request) and (planner.enabled or not planner.HasField("enabled"))
     is_free = is_planned and (planner.write_metadata or not planner.HasField("write_metadata"))
-    if not (is_free or request.codes or request.metadata.HasField("duration_s")):
+    if not (is_free or request.codes or _kind(request) or request.metadata.HasField("duration_s")):
         checks.refuse("metadata.duration_s", "is not set; nobody else chooses it when the planner writes no metadata")
     sample_format = request.output.sample_format or SAMPLE_FORMAT_S16
     if sample_format not in SAMPLE_FORMATS:
@@ -58,6 +79,10 @@ def read_order(
     if len(request.seeds) > variants:
         checks.refuse("seeds", f"has {len(request.seeds)} entries for {variants} variants; at most one for each")
     checks.finish()
+    layout = lay_out(checks, request.task, source) if source else None
+    checks.finish()
+    if layout:
+        metadata.duration_s = layout.canvas.duration_s
     return Order(
         caption=request.caption,
         lyrics=INSTRUMENTAL if request.instrumental else request.lyrics,
@@ -65,17 +90,81 @@ def read_order(
         is_planned=is_planned,
         planner=planner,
         codes=tuple(request.codes),
+        task=layout.task if layout else request.task,
+        source=layout.canvas if layout else None,
+        splice=layout.splice if layout else None,
+        references=references,
+        adapters=tuple(request.adapters),
         diffusion=request.diffusion,
         sample_format=sample_format,
         seeds=tuple(request.seeds) + tuple(draw_seed() for _ in range(variants - len(request.seeds))),
     )
 
 
+def _kind(request: GenerateSongRequest) -> str | None:
+    return request.task.WhichOneof("kind")
+
+
+def _find_source(checks: Checks, request: GenerateSongRequest, assets: Assets) -> Recording | None:
+    """Find the source, and refuse what does not go with the task and it."""
+    kind = _kind(request)
+    if kind and request.planner.enabled:
+        checks.refuse("planner.enabled", "is true; with a task the planner is not asked, so leave it out")
+    if request.codes and kind not in (None, "cover"):
+        checks.refuse("codes", f"must be empty; task.{kind} works on a source")
+    if request.codes and request.task.cover.from_latents:
+        checks.refuse("task.cover.from_latents", "is true, and codes have no latents; give a source in their place")
+    if not request.source:
+        if kind and not (kind == "cover" and request.codes):
+            alternative = ", or give codes" if kind == "cover" else ""
+            checks.refuse("source", f"is not set, and task.{kind} needs one: {_UPLOAD}{alternative}")
+        return None
+    if not kind:
+        checks.refuse("source", "is set, but task is not; say in task what to do with it, or leave it out")
+    if request.codes and kind == "cover":
+        checks.refuse("codes", "must be empty when source is set; give one of them")
+    if request.metadata.HasField("duration_s"):
+        checks.refuse("metadata.duration_s", "must not be set; the song is as long as its source")
+    return _find(checks, "source", request.source, assets)
+
+
+def _find_references(checks: Checks, request: GenerateSongRequest, assets: Assets) -> tuple[Samples, ...]:
+    if len(request.references) > MAX_REFERENCES:
+        checks.refuse("references", f"has {len(request.references)} entries; at most {MAX_REFERENCES}")
+        return ()
+    found: list[Samples] = []
+    for index, name in enumerate(request.references):
+        recording = _find(checks, f"references[{index}]", name, assets)
+        if recording and recording.is_silent:
+            checks.refuse(f"references[{index}]", f"is {name}, which is silent; give one that can be heard")
+        elif recording:
+            found.append(recording.samples)
+    return tuple(found)
+
+
+def _find(checks: Checks, field: str, name: str, assets: Assets) -> Recording | None:
+    recording = assets.find(name)
+    if recording is None:
+        checks.refuse(field, f"is {name[:80]!r}, which is not kept here, or no longer: {_UPLOAD}")
+    return recording
+
+
+def _check_adapters(checks: Checks, adapters: Sequence[AdapterUse]) -> None:
+    for index, use in enumerate(adapters):
+        if not use.name:
+            checks.refuse(f"adapters[{index}].name", "is empty; name a loaded adapter")
+        if use.name in [before.name for before in adapters[:index]]:
+            checks.refuse(f"adapters[{index}].name", f"is {use.name[:80]!r} once more; name each once")
+        if use.HasField("scale"):
+            checks.number(f"adapters[{index}].scale", use.scale, -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
+
+
 def check_words(checks: Checks, request: GenerateSongRequest | PlanSongRequest | PolishSongRequest) -> None:
     """Check what a request says in words."""
     checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
     checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
-    if not request.caption.strip() and not request.lyrics.strip():
+    is_told = isinstance(request, GenerateSongRequest) and _kind(request) is not None
+    if not is_told and not request.caption.strip() and not request.lyrics.strip():
         checks.refuse("caption", "is empty, and so is lyrics; say in one of them what to make")
     if not isinstance(request, PolishSongRequest) and request.instrumental and request.lyrics.strip():
         checks.refuse("lyrics", "must be empty when instrumental is true")

@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 import structlog
 
+from soundstage.music.v1.audio_service_pb2_grpc import add_AudioServiceServicer_to_server
 from soundstage.music.v1.catalog_service_pb2 import (
     GetCapabilitiesRequest,
     GetCapabilitiesResponse,
@@ -35,13 +36,17 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceServicer, add_SongServiceServicer_to_server
 from soundstage.stage.v1.stage_service_pb2 import DescribeResponse
+from soundstage_gateway.assets import Assets
+from soundstage_gateway.audio_servicer import AudioServicer
 from soundstage_gateway.composer_servicer import ComposerServicer
+from soundstage_gateway.hearing import encode
 from soundstage_gateway.order import MAX_VARIANTS, SAMPLE_FORMATS, Order, read_order
-from soundstage_gateway.song import Song
+from soundstage_gateway.song import Heard, Song
 from soundstage_gateway.stages import NAMES, Stages
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
 from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.pcm import FRAMES_PER_CHUNK
 from soundstage_runtime.score import (
     CHANNELS,
     DURATION_RANGE_S,
@@ -52,6 +57,7 @@ from soundstage_runtime.score import (
 )
 from soundstage_runtime.serve import Service
 from soundstage_runtime.validation import Checks
+from soundstage_runtime.worker import Worker
 
 _log = structlog.get_logger()
 
@@ -66,16 +72,22 @@ class SongServicer(SongServiceServicer):
     A client that takes nothing for `stall_timeout_s` while there is something to take loses its call.
     """
 
-    def __init__(self, stages: Stages, admission: Admission, *, stall_timeout_s: float) -> None:
+    def __init__(self, stages: Stages, admission: Admission, assets: Assets, *, stall_timeout_s: float) -> None:
         self._stages = stages
         self._admission = admission
+        self._assets = assets
         self._stall_timeout_s = stall_timeout_s
 
     async def GenerateSong(
         self, request: GenerateSongRequest, context: Context
     ) -> AsyncGenerator[GenerateSongResponse, None]:
         """See song_service.proto."""
-        order = read_order(request, draw_seed=lambda: secrets.randbits(32), max_variants=max_variants(self._admission))
+        order = read_order(
+            request,
+            self._assets,
+            draw_seed=lambda: secrets.randbits(32),
+            max_variants=max_variants(self._admission),
+        )
         async with self._admission.enter(len(order.seeds)):
             started_s = time.monotonic()
             name = f"songs/{uuid.uuid4().hex}"
@@ -92,19 +104,41 @@ class SongServicer(SongServiceServicer):
     async def _make(self, name: str, order: Order) -> AsyncGenerator[GenerateSongResponse, None]:
         needed = (STAGE_LM, STAGE_DIT, STAGE_VAE) if order.is_planned else (STAGE_DIT, STAGE_VAE)
         found = await asyncio.gather(*(self._stages.describe(stage) for stage in needed))
-        checks = Checks()
-        checks.metadata(order.metadata, max_duration_s=min(stage.max_duration_s for stage in found))
-        checks.finish()
+        _check_length(order, max_duration_s=min(stage.max_duration_s for stage in found))
         fingerprints = {
             stage: description.models[0].model_fingerprint for stage, description in zip(needed, found, strict=True)
         }
         yield GenerateSongResponse(
             accepted=Accepted(song=name, seeds=order.seeds, songs_in_flight=self._admission.in_flight)
         )
-        songs = [Song(name, order, seed, stages=self._stages, fingerprints=fingerprints) for seed in order.seeds]
+        source = await self._hear_source(order, fingerprints[STAGE_VAE])
+        songs = [
+            Song(name, order, seed, source=source, stages=self._stages, fingerprints=fingerprints)
+            for seed in order.seeds
+        ]
         async with aclosing(_interleave(songs, self._stall_timeout_s)) as events:
             async for event in events:
                 yield event
+
+    async def _hear_source(self, order: Order, model_fingerprint: str) -> Heard:
+        """Encode the source, once for all variants."""
+        canvas = order.source
+        if canvas is None or canvas.is_silent:
+            return Heard()
+        started_s = time.monotonic()
+        pieces = canvas.pieces(FRAMES_PER_CHUNK)
+        latents = await encode(self._stages, pieces, canvas.num_frames, model_fingerprint=model_fingerprint)
+        return Heard(latents=tuple(latents), took_s=time.monotonic() - started_s)
+
+
+def _check_length(order: Order, *, max_duration_s: float) -> None:
+    """Refuse a song that is longer than the stages make."""
+    checks = Checks()
+    if order.source is None:
+        checks.metadata(order.metadata, max_duration_s=max_duration_s)
+    elif order.source.duration_s > max_duration_s:
+        checks.refuse("source", f"makes a song of {order.source.duration_s:g} s; at most {max_duration_s:g} s are made")
+    checks.finish()
 
 
 def max_variants(admission: Admission) -> int:
@@ -226,13 +260,20 @@ class CatalogServicer(CatalogServiceServicer):
         return dict(zip(NAMES, await asyncio.gather(*map(describe, NAMES)), strict=True))
 
 
-def offer(stages: Stages, admission: Admission, *, stall_timeout_s: float) -> list[Service]:
-    """The services of a gateway, for a Server."""
-    song = SongServicer(stages, admission, stall_timeout_s=stall_timeout_s)
+def offer(
+    stages: Stages, admission: Admission, assets: Assets, uploads: Admission, *, stall_timeout_s: float
+) -> list[Service]:
+    """The services of a gateway, for a Server; `admission` bounds songs, `uploads` files being taken in."""
+    song = SongServicer(stages, admission, assets, stall_timeout_s=stall_timeout_s)
+    audio = AudioServicer(assets, uploads, Worker("decoder"))
     composer, catalog = ComposerServicer(stages, admission), CatalogServicer(stages, admission)
     return [
         Service(
             name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)
+        ),
+        Service(
+            name="soundstage.music.v1.AudioService",
+            add=lambda server: add_AudioServiceServicer_to_server(audio, server),
         ),
         Service(
             name="soundstage.music.v1.ComposerService",

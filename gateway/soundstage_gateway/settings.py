@@ -16,4 +16,6 @@ class GatewaySettings(ServerSettings):
     dit: str = Field("127.0.0.1:50052", description="gRPC target of the diffusion stage")
     vae: str = Field("127.0.0.1:50053", description="gRPC target of the decoder stage")
     max_songs: int = Field(16, ge=1, description="variants made at once; more are refused")
+    asset_cache_mb: int = Field(512, ge=256, description="megabytes of uploaded audio to keep, 23 for every minute")
+    max_uploads: int = Field(8, ge=1, description="files taken in at once; more are refused")
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds a client may take nothing before its call is ended")

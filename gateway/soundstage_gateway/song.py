@@ -4,7 +4,10 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_DIT,
@@ -15,29 +18,52 @@ from soundstage.music.v1.song_service_pb2 import (
     Plan,
     PlannerOptions,
     Progress,
+    Queued,
     Stage,
     StageTiming,
 )
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse, DenoiseSetup
 from soundstage.stage.v1.lm_service_pb2 import ComposePlan, ComposeRequest, ComposeResponse
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
-from soundstage.type.v1.audio_pb2 import AudioHeader
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk, AudioHeader
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import LatentChunk
+from soundstage_gateway.hearing import REFERENCE_FRAMES, REFERENCE_LATENTS, encode, reference_windows, shift
 from soundstage_gateway.order import Order
 from soundstage_gateway.stages import Stages, ask
+from soundstage_runtime.pcm import from_bytes, to_bytes
 from soundstage_runtime.score import CHANNELS, CODE_RATE_HZ, LATENTS_PER_CODE, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """The latents of an order's source, none where there is no source or it is silent, and how long they took."""
+
+    latents: tuple[LatentChunk, ...] = ()
+    took_s: float = 0.0
+
+
 class Song:
-    """One variant in the making. `events` may be iterated once; closing it cancels the stage at work."""
+    """One variant in the making. `events` may be iterated once; closing it cancels the stage at work.
+
+    `handle` is what the diffusion stage calls the song once it is denoised, empty before.
+    """
 
     def __init__(
-        self, name: str, order: Order, seed: int, *, stages: Stages, fingerprints: Mapping[Stage.ValueType, str]
+        self,
+        name: str,
+        order: Order,
+        seed: int,
+        *,
+        source: Heard,
+        stages: Stages,
+        fingerprints: Mapping[Stage.ValueType, str],
     ) -> None:
+        self.handle = ""
         self._name = name
         self._order = order
         self._seed = seed
+        self._source = source
         self._stages = stages
         self._fingerprints = fingerprints
         self._caption = order.caption
@@ -77,9 +103,24 @@ class Song:
                     yield _progress(STAGE_LM, len(self._codes), code_count)
         self._note_time(STAGE_LM, started_s)
 
+    async def _hear_references(self) -> list[LatentChunk]:
+        """Encode what is heard of each reference; the source is encoded already, once for all variants."""
+        started_s = time.monotonic()
+        latents: list[LatentChunk] = []
+        for index, reference in enumerate(self._order.references):
+            windows = reference_windows(reference, seed=self._seed + (index << 32))
+            fingerprint = self._fingerprints[STAGE_VAE]
+            heard = await encode(self._stages, windows, REFERENCE_FRAMES, model_fingerprint=fingerprint)
+            latents += shift(heard, index * REFERENCE_LATENTS)
+        if self._source.latents or latents:
+            self._note_time(STAGE_VAE, started_s - self._source.took_s)
+        return latents
+
     async def _denoise(self) -> AsyncGenerator[GenerateSongResponse, None]:
         if self._codes:
             latent_frames = len(self._codes) * LATENTS_PER_CODE
+        elif self._order.source:
+            latent_frames = self._order.source.num_frames // SAMPLES_PER_LATENT
         else:
             latent_frames = round(self._metadata.duration_s * SAMPLE_RATE_HZ) // SAMPLES_PER_LATENT
         setup = DenoiseSetup(
@@ -91,15 +132,36 @@ class Song:
             seed=self._seed,
             options=self._order.diffusion,
             model_fingerprint=self._fingerprints[STAGE_DIT],
+            task=self._order.task,
+            source_frames=latent_frames if self._source.latents else 0,
+            reference_count=len(self._order.references),
+            adapters=self._order.adapters,
         )
+        requests = self._denoise_requests(setup, await self._hear_references())
         started_s = time.monotonic()
-        async with aclosing(ask(STAGE_DIT, self._stages.dit.Denoise, _only(setup), DenoiseResponse)) as responses:
+        async with aclosing(ask(STAGE_DIT, self._stages.dit.Denoise, requests, DenoiseResponse)) as responses:
             async for response in responses:
-                if response.HasField("progress"):
+                if response.HasField("queued"):
+                    queued = response.queued
+                    yield GenerateSongResponse(
+                        queued=Queued(stage=STAGE_DIT, position=queued.position, wait_s=queued.wait_s)
+                    )
+                elif response.HasField("progress"):
                     yield _progress(STAGE_DIT, response.progress.step, response.progress.steps)
                 elif response.HasField("latents"):
                     self._latents.append(response.latents)
+                elif response.HasField("done"):
+                    self.handle = response.done.handle
         self._note_time(STAGE_DIT, started_s)
+
+    async def _denoise_requests(
+        self, setup: DenoiseSetup, references: list[LatentChunk]
+    ) -> AsyncGenerator[DenoiseRequest, None]:
+        yield DenoiseRequest(setup=setup)
+        for chunk in self._source.latents:
+            yield DenoiseRequest(source=chunk)
+        for chunk in references:
+            yield DenoiseRequest(reference=chunk)
 
     async def _decode(self) -> AsyncGenerator[GenerateSongResponse, None]:
         latent_frames = sum(chunk.tensor.shape[0] for chunk in self._latents)
@@ -117,10 +179,13 @@ class Song:
         requests = self._decode_requests(latent_frames)
         async with aclosing(ask(STAGE_VAE, self._stages.vae.Decode, requests, DecodeResponse)) as responses:
             async for response in responses:
-                yield GenerateSongResponse(audio_chunk=response.audio)
-                digest.update(response.audio.data)
-                peak = max(peak, response.peak)
-                frame_count += response.audio.frame_count
+                audio, loudest = (
+                    self._spliced(response.audio) if self._order.splice else (response.audio, response.peak)
+                )
+                yield GenerateSongResponse(audio_chunk=audio)
+                digest.update(audio.data)
+                peak = max(peak, loudest)
+                frame_count += audio.frame_count
         self._note_time(STAGE_VAE, started_s)
         metadata = SongMetadata()
         metadata.CopyFrom(self._metadata)
@@ -141,12 +206,20 @@ class Song:
         yield DecodeRequest(
             setup=DecodeSetup(
                 latent_frames=latent_frames,
-                sample_format=self._order.sample_format,
+                sample_format=SAMPLE_FORMAT_F32 if self._order.splice else self._order.sample_format,
                 model_fingerprint=self._fingerprints[STAGE_VAE],
             )
         )
         for chunk in self._latents:
             yield DecodeRequest(latents=chunk)
+
+    def _spliced(self, audio: AudioChunk) -> tuple[AudioChunk, float]:
+        """Splice the source into a chunk in F32; return it in the order's own format, and its peak."""
+        assert self._order.splice is not None
+        samples = self._order.splice.apply(from_bytes(audio.data, SAMPLE_FORMAT_F32), audio.first_frame)
+        data = to_bytes(samples, self._order.sample_format)
+        chunk = AudioChunk(first_frame=audio.first_frame, frame_count=len(samples), data=data)
+        return chunk, float(np.abs(samples).max())
 
     def _note_time(self, stage: Stage.ValueType, started_s: float) -> None:
         self._timings.append(
@@ -190,7 +263,3 @@ def public_plan(plan: ComposePlan) -> Plan:
 
 def _progress(stage: Stage.ValueType, done: int, total: int) -> GenerateSongResponse:
     return GenerateSongResponse(progress=Progress(stage=stage, done=done, total=total))
-
-
-async def _only(setup: DenoiseSetup) -> AsyncGenerator[DenoiseRequest, None]:
-    yield DenoiseRequest(setup=setup)

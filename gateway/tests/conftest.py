@@ -9,6 +9,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from soundstage.stage.v1 import (
     dit_service_pb2_grpc,
@@ -17,7 +18,9 @@ from soundstage.stage.v1 import (
     vae_service_pb2_grpc,
 )
 from soundstage.stage.v1.dit_service_pb2 import (
+    DenoiseDone,
     DenoiseProgress,
+    DenoiseQueued,
     DenoiseRequest,
     DenoiseResponse,
     TokenizeRequest,
@@ -40,16 +43,33 @@ from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, E
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
 from soundstage.type.v1.score_pb2 import ORIGIN_LM, PlanField, SongText
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
+from soundstage_gateway.assets import Assets
 from soundstage_gateway.servicer import offer, warm_up
 from soundstage_gateway.stages import Stages, Targets
-from soundstage_runtime import tensors
+from soundstage_runtime import pcm, tensors
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import REQUEST_ID_KEY, SONG_KEY
 from soundstage_runtime.serve import Server, Service
 from soundstage_runtime.stage import StageServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Latents = NDArray[np.float32]  # [frames, 64]
+Samples = NDArray[np.float32]  # [frames, 2]
 STEPS = 3
+
+
+async def read_run(requests: AsyncIterator[DenoiseRequest], num_frames: int) -> Latents:
+    """Read chunks that leave no gap until they are `num_frames`."""
+    found: list[Latents] = []
+    length = 0
+    while length < num_frames:
+        request = await anext(requests)
+        chunk = request.source if request.HasField("source") else request.reference
+        assert chunk.first_frame == length
+        found.append(tensors.from_proto(chunk.tensor, "latents", shape=(None, 64)))
+        length += len(found[-1])
+    assert length == num_frames
+    return np.concatenate(found)
 
 
 @dataclass
@@ -58,6 +78,9 @@ class Steady:
 
     name: str
     requests: list[Any] = field(default_factory=list[Any])
+    sources: list[Latents | None] = field(default_factory=list["Latents | None"])
+    references: list[Latents | None] = field(default_factory=list["Latents | None"])
+    audio: list[Samples] = field(default_factory=list["Samples"])
     metadata: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     remaining_s: list[float | None] = field(default_factory=list[float | None])
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -102,6 +125,12 @@ class Steady:
         request = (await anext(request_iterator)).setup
         self.requests.append(request)
         self.note(context)
+        for chunks, frames in (
+            (self.sources, request.source_frames),
+            (self.references, 750 * request.reference_count),
+        ):
+            chunks.append(await read_run(request_iterator, frames) if frames else None)
+        yield DenoiseResponse(queued=DenoiseQueued(position=2, wait_s=1.5))
         for step in range(STEPS):
             yield DenoiseResponse(progress=DenoiseProgress(step=step + 1, steps=STEPS))
             if step == 0:
@@ -110,6 +139,7 @@ class Steady:
         latents = np.repeat(frames, 64, axis=1)
         for chunk in tensors.latent_chunks(latents, DATA_TYPE_FLOAT32):
             yield DenoiseResponse(latents=chunk)
+        yield DenoiseResponse(done=DenoiseDone(handle=f"song-of-seed-{request.seed}"))
 
     async def Decode(
         self, request_iterator: AsyncIterator[DecodeRequest], context: Context
@@ -124,8 +154,8 @@ class Steady:
                 continue
             latents = tensors.from_proto(request.latents.tensor, "latents", shape=(None, 64))
             # Every sample of a latent frame is that frame's first channel, so that order and content can be checked.
-            pcm = np.repeat(latents[:, 0], 1920 * 2).astype("<i2" if is_s16 else "<f4")
-            for part in np.split(pcm, range(48000, len(pcm), 48000)):
+            words = np.repeat(latents[:, 0], 1920 * 2).astype("<i2" if is_s16 else "<f4")
+            for part in np.split(words, range(48000, len(words), 48000)):
                 yield DecodeResponse(
                     audio=AudioChunk(first_frame=frame, frame_count=len(part) // 2, data=part.tobytes()),
                     peak=float(part.max()),
@@ -137,16 +167,17 @@ class Steady:
         self, request_iterator: AsyncIterator[EncodeRequest], context: Context
     ) -> AsyncIterator[EncodeResponse]:
         self.note(context)
-        frames, heard = 0, 0
+        setup = (await anext(request_iterator)).setup
+        self.requests.append(setup)
+        heard: list[Samples] = []
         async for request in request_iterator:
-            if request.HasField("setup"):
-                self.requests.append(request.setup)
-                frames = request.setup.frame_count // 1920
-            heard += request.audio.frame_count
+            assert request.audio.first_frame == sum(map(len, heard))
+            heard.append(pcm.from_bytes(request.audio.data, setup.sample_format))
         await self.between()
-        assert heard // 1920 == frames
+        self.audio.append(np.concatenate(heard))
+        assert len(self.audio[-1]) == setup.frame_count
         # Latent frame n holds the value n everywhere.
-        values = np.repeat(np.arange(frames, dtype=np.float32)[:, None], 64, axis=1)
+        values = np.repeat(np.arange(setup.frame_count // 1920, dtype=np.float32)[:, None], 64, axis=1)
         for chunk in tensors.latent_chunks(values, DATA_TYPE_FLOAT32):
             yield EncodeResponse(latents=chunk)
 
@@ -234,6 +265,8 @@ class Deployment:
     channel: grpc.aio.Channel
     stages: dict[str, Steady]
     servers: dict[str, Server]
+    assets: Assets
+    uploads: Admission
 
 
 Deploy = Callable[..., AbstractAsyncContextManager[Deployment]]
@@ -245,7 +278,11 @@ def deploy() -> Deploy:
 
     @asynccontextmanager
     async def start(
-        *stages: Steady, max_songs: int = 16, max_duration_s: float = 600.0, stall_timeout_s: float = 60.0
+        *stages: Steady,
+        max_songs: int = 16,
+        max_duration_s: float = 600.0,
+        stall_timeout_s: float = 60.0,
+        asset_limit_bytes: int = 64 << 20,
     ) -> AsyncGenerator[Deployment, None]:
         by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
         servers = {name: serve_stage(stage, max_duration_s=max_duration_s) for name, stage in by_name.items()}
@@ -253,12 +290,14 @@ def deploy() -> Deploy:
             await server.start()
         ports = {name: f"127.0.0.1:{server.port}" for name, server in servers.items()}
         gateway_stages = Stages(Targets(lm=ports["lm"], dit=ports["dit"], vae=ports["vae"]))
-        services = offer(gateway_stages, Admission("songs", limit=max_songs), stall_timeout_s=stall_timeout_s)
+        assets, uploads = Assets(asset_limit_bytes), Admission("uploads", limit=2)
+        admission = Admission("songs", limit=max_songs)
+        services = offer(gateway_stages, admission, assets, uploads, stall_timeout_s=stall_timeout_s)
         gateway = Server(services, warm_up=warm_up)
         await gateway.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
-                yield Deployment(channel=channel, stages=by_name, servers=servers)
+                yield Deployment(channel=channel, stages=by_name, servers=servers, assets=assets, uploads=uploads)
         finally:
             await gateway.stop()
             await gateway_stages.close()

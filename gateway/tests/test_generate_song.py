@@ -47,7 +47,16 @@ def kinds(events: list[GenerateSongResponse]) -> list[str]:
 async def test_events_come_in_the_promised_order(deploy: Deploy) -> None:
     async with deploy() as deployment:
         events = await collect(deployment, song())
-    assert kinds(events) == ["accepted", "plan", "progress", "audio_header", "audio_chunk", "completed"]
+    assert kinds(events) == [
+        "accepted",
+        "plan",
+        "progress",
+        "queued",
+        "progress",
+        "audio_header",
+        "audio_chunk",
+        "completed",
+    ]
     assert [event.sequence for event in events] == list(range(len(events)))
     progress = [(e.progress.stage, e.progress.done, e.progress.total) for e in events if e.HasField("progress")]
     assert progress == [(STAGE_LM, done, 20) for done in (5, 10, 15, 20)] + [(STAGE_DIT, s, 3) for s in (1, 2, 3)]
@@ -156,7 +165,7 @@ async def test_variants_are_whole_songs_with_seeds_of_their_own(deploy: Deploy) 
     assert len(seeds) == 3
     for variant in range(3):
         own = [event for event in events[1:] if event.variant == variant]
-        assert kinds(own) == ["plan", "progress", "audio_header", "audio_chunk", "completed"]
+        assert kinds(own) == ["plan", "progress", "queued", "progress", "audio_header", "audio_chunk", "completed"]
         assert own[-1].completed.seed == seeds[variant]
     digests = {event.completed.pcm_sha256 for event in events if event.HasField("completed")}
     assert len(digests) == len(set(seeds))

@@ -1,0 +1,61 @@
+"""What the stages hear of a source and of references: latents."""
+
+import math
+import random
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Final
+
+import numpy as np
+
+from soundstage.music.v1.song_service_pb2 import STAGE_VAE
+from soundstage.stage.v1.vae_service_pb2 import EncodeRequest, EncodeResponse, EncodeSetup
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
+from soundstage.type.v1.tensor_pb2 import LatentChunk
+from soundstage_gateway.audio_file import Samples
+from soundstage_gateway.stages import Stages, ask
+from soundstage_runtime.pcm import audio_chunks
+from soundstage_runtime.score import SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+
+_WINDOW_FRAMES: Final = 10 * SAMPLE_RATE_HZ
+_WINDOWS: Final = 3
+REFERENCE_FRAMES: Final = _WINDOWS * _WINDOW_FRAMES
+REFERENCE_LATENTS: Final = REFERENCE_FRAMES // SAMPLES_PER_LATENT
+
+
+async def encode(
+    stages: Stages, pieces: Iterable[Samples], num_frames: int, *, model_fingerprint: str
+) -> list[LatentChunk]:
+    """Await the latents of audio that comes in pieces [n, 2], `num_frames` in all; raises ServiceError."""
+
+    async def audio() -> AsyncGenerator[EncodeRequest, None]:
+        yield EncodeRequest(
+            setup=EncodeSetup(
+                frame_count=num_frames, sample_format=SAMPLE_FORMAT_F32, model_fingerprint=model_fingerprint
+            )
+        )
+        first_frame = 0
+        for piece in pieces:
+            for chunk, _ in audio_chunks(piece, first_frame=first_frame, sample_format=SAMPLE_FORMAT_F32):
+                yield EncodeRequest(audio=chunk)
+            first_frame += len(piece)
+
+    async with aclosing(ask(STAGE_VAE, stages.vae.Encode, audio(), EncodeResponse)) as responses:
+        return [response.latents async for response in responses]
+
+
+def reference_windows(samples: Samples, *, seed: int) -> list[Samples]:
+    """Cut what is heard of a reference [n, 2], repeated to at least 30 s: 10 s out of each of its thirds."""
+    draw = random.Random(seed)
+    third = math.ceil(REFERENCE_FRAMES / len(samples)) * len(samples) // _WINDOWS
+    rooms = [int(draw.random() * (third - _WINDOW_FRAMES + 1)) for _ in range(_WINDOWS)]
+    return [
+        np.take(samples, np.arange(start, start + _WINDOW_FRAMES), axis=0, mode="wrap")
+        for start in (index * third + room for index, room in enumerate(rooms))
+    ]
+
+
+def shift(chunks: Iterable[LatentChunk], frames: int) -> Iterable[LatentChunk]:
+    """Yield chunks as they are, `frames` later in their stream."""
+    for chunk in chunks:
+        yield LatentChunk(first_frame=chunk.first_frame + frames, tensor=chunk.tensor)
