@@ -1,6 +1,8 @@
 """What a song's words and timbre become for the transformer. One song at a time, so none changes another."""
 
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 from soundstage_dit.alignment import find_lines
 from soundstage_dit.model.condition import ConditionEncoder
-from soundstage_dit.prompts import END_OF_TEXT, LYRIC_MARK, lyric_prompt, text_prompt
+from soundstage_dit.prompts import END_OF_TEXT, lyric_head, lyric_prompt, text_prompt
 from soundstage_dit.song import REFERENCE_FRAMES, Song
 
 MAX_TEXT_TOKENS = 256
@@ -53,18 +55,21 @@ class Conditioner:
 
     def lyric_tokens(self, song: Song) -> LyricTokens:
         """Return the tokens of the lyrics, as far as the model reads them; empty lines are left out."""
-        prompt = lyric_prompt(song)
-        head, mark, _ = prompt.partition(LYRIC_MARK)
-        tokens = self._tokenize(prompt, MAX_LYRIC_TOKENS).tolist()
-        first = len(self._tokenizer(head + mark, add_special_tokens=False)["input_ids"])
-        last = tokens.index(self._tokenizer.convert_tokens_to_ids(END_OF_TEXT), first)
-        words = tokens[first:last]
-        texts = tuple(self._tokenizer.decode([token]) for token in words)
+        tokens: list[int] = self._tokenize(lyric_prompt(song), MAX_LYRIC_TOKENS).tolist()
+        first = len(self._tokenizer(lyric_head(song), add_special_tokens=False)["input_ids"])
+        end_of_text = self._tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+        words = list(takewhile(lambda token: token != end_of_text, tokens[first:]))
+        texts = tuple(map(self._decode, ([token] for token in words)))
         # Together, because a letter may be of several tokens.
-        lines = [(self._tokenizer.decode(words[span]).strip(), span) for span in find_lines(texts)]
+        lines = [(self._decode(words[span]).strip(), span) for span in find_lines(texts)]
         return LyricTokens(
-            places=slice(first, last), texts=texts, lines=tuple((text, span) for text, span in lines if text)
+            places=slice(first, first + len(words)),
+            texts=texts,
+            lines=tuple((text, span) for text, span in lines if text),
         )
+
+    def _decode(self, tokens: list[int]) -> str:
+        return cast(str, self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def _tokenize(self, text: str, limit: int) -> Tensor:
         tokens = self._tokenizer(text, truncation=True, max_length=limit)["input_ids"]

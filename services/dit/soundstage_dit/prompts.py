@@ -7,6 +7,7 @@ from soundstage_dit.song import Complete, Cover, Edit, Extract, Lego, Repaint, S
 FILL: Final = "Fill the audio semantic mask based on the given conditions:"
 FOLLOW_CODES: Final = "Generate audio semantic tokens based on the given conditions:"
 REPAINT: Final = "Repaint the mask area based on the given conditions:"
+END_OF_TEXT: Final = "<|endoftext|>"
 _UNKNOWN: Final = "N/A"
 _UNKNOWN_DURATION_S: Final = 30
 
@@ -44,10 +45,15 @@ def text_prompt(song: Song) -> str:
         f"- timesignature: {song.time_signature or _UNKNOWN}\n"
         f"- keyscale: {song.key_scale or _UNKNOWN}\n"
         f"- duration: {duration_s} seconds\n"
-        f"<|endoftext|>\n"
+        f"{END_OF_TEXT}\n"
     )
 
 
 def lyric_prompt(song: Song) -> str:
     """Write the prompt whose tokens the lyric encoder reads."""
-    return f"# Languages\n{song.language}\n\n# Lyric\n{song.lyrics}<|endoftext|>"
+    return f"{lyric_head(song)}{song.lyrics}{END_OF_TEXT}"
+
+
+def lyric_head(song: Song) -> str:
+    """Write what stands before the lyrics in their prompt."""
+    return f"# Languages\n{song.language}\n\n# Lyric\n"

@@ -1,0 +1,87 @@
+"""Lyrics aligned with the song that was made of them: a look at the transformer, and what the arrays tell."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from soundstage_dit.alignment import (
+    Alignment,
+    Matrix,
+    combine,
+    find_heads,
+    find_sung,
+    score_attention,
+    sharpen,
+    time_lines,
+    warp,
+)
+from soundstage_dit.conditioning import LyricTokens
+from soundstage_dit.sampler import draw_noise
+from soundstage_dit.song import Latents, Song
+from soundstage_dit.trajectory import Conditions
+from soundstage_dit.weights import LoadedModel
+from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.score import SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+
+_SEED: Final = 42
+
+
+class AlignError(ServiceError):
+    """Attention to the lyrics is not finite."""
+
+    reason = "ALIGN_FAILED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Where heads attend to lyrics, a matrix [tokens, frames] each."""
+
+    lyrics: LyricTokens
+    attention: tuple[Matrix, ...]
+    frame_s: float
+
+
+def look(song: Song, latents: Latents, conditions: Conditions, model: LoadedModel) -> Look:
+    """See where the transformer attends to the lyrics of a song that was made, [frames, channels].
+
+    It is shown the song with as much noise as before its last step. Raises UncalibratedError and AlignError.
+    """
+    stack = model.dit.shape.stack
+    heads = find_heads(len(stack.windows), stack.heads)
+    diffusion = song.diffusion
+    made = (torch.from_numpy(latents) - diffusion.latent_shift) / diffusion.latent_rescale
+    time = 1 / diffusion.steps
+    noisy = time * draw_noise(_SEED, *made.shape) + (1 - time) * made
+    lyrics = model.conditioner.lyric_tokens(song)
+    attention: list[Matrix] = [
+        weights.cpu().numpy()
+        for weights in model.dit.attention(
+            noisy.to(model.device),
+            time,
+            conditions.context,
+            conditions.memory,
+            conditions.adaptations,
+            heads=heads,
+            conditions=lyrics.places,
+        )
+    ]
+    if not all(np.isfinite(matrix).all() for matrix in attention):
+        raise AlignError("the model's attention is not finite; float32 or bfloat16 may help where float16 was used")
+    duration_s = len(latents) * SAMPLES_PER_LATENT / SAMPLE_RATE_HZ
+    return Look(lyrics=lyrics, attention=tuple(attention), frame_s=duration_s / attention[0].shape[1])
+
+
+async def align(look: Look) -> Alignment:
+    """Find the path that lyrics take through a song.
+
+    Cancelling acts between the parts of it, none of which keeps the event loop from its work.
+    """
+    if not look.lyrics.texts:
+        return Alignment(lines=(), score=0.0)
+    sharpened = [await asyncio.to_thread(sharpen, matrix) for matrix in look.attention]
+    path = await asyncio.to_thread(lambda: warp(-combine(sharpened)))
+    score = await asyncio.to_thread(score_attention, look.attention, find_sung(look.lyrics.texts))
+    return Alignment(lines=time_lines(look.lyrics.lines, path, look.frame_s), score=score)
