@@ -30,8 +30,17 @@ async def main(settings: DitSettings) -> None:
         model_fingerprint=loaded.model_fingerprint,
         dtype=dtype_name(dtype),
     )
-    admission = Admission("songs", limit=settings.max_in_flight, max_waiting=settings.max_waiting)
-    engine = DitEngine(loaded, worker, max_batch=settings.max_batch)
+    # Songs wait in the engine, which knows how long for.
+    admission = Admission("songs", limit=settings.max_in_flight + settings.max_waiting)
+    engine = DitEngine(
+        loaded,
+        worker,
+        max_batch=settings.max_batch,
+        max_tokens=settings.max_tokens,
+        max_songs=settings.max_in_flight,
+        max_songs_gb=settings.max_songs_gb,
+        max_waiting=settings.max_waiting,
+    )
     await serve(settings, offer(engine, model=model, device=str(device), admission=admission), warm_up=warm_up)
     engine.close()
 

@@ -15,4 +15,10 @@ class DitSettings(StageSettings):
     text_encoder: str = Field(
         "", description="directory or hub id of the text encoder; empty takes the one in or beside the model"
     )
-    max_batch: int = Field(4, ge=1, description="songs computed in one step; the others wait for a place")
+    max_batch: int = Field(8, ge=1, description="songs computed in one step; the others wait for a later one")
+    max_tokens: int = Field(
+        7_500, ge=1, description="computed in one step, two latent frames each; a single song may take more"
+    )
+    max_songs_gb: float = Field(
+        4.0, gt=0, description="memory on the device that all songs under way may take, by estimate; others wait"
+    )
