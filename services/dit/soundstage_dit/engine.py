@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soundstage_dit.aligner import Look, align, look
+from soundstage_dit.alignment import Alignment
 from soundstage_dit.memory import estimate_bytes
 from soundstage_dit.scheduler import Load, Queued, Room, count_tokens, take_turn, tokens_until_room, total_tokens
 from soundstage_dit.song import Song
 from soundstage_dit.tasks import prepare
-from soundstage_dit.trajectory import Evaluation, Trajectory, trajectory
+from soundstage_dit.trajectory import Evaluation, Prepared, Trajectory, trajectory
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import OverloadedError, ServiceError
 from soundstage_runtime.score import LATENTS_PER_CODE, MAX_LATENT_FRAMES
@@ -187,6 +189,10 @@ class DitEngine:
         if len(held):
             yield await self._worker.run(self._encode, held)
 
+    async def align(self, song: Song, latents: NDArray[np.float32]) -> Alignment:
+        """Tell when the lyrics of a song that was made are sung; raises UncalibratedError and AlignError."""
+        return await align(await self._worker.run(self._look, song, latents))
+
     def close(self) -> None:
         """End the worker; waits for the step in hand."""
         self._worker.close()
@@ -289,8 +295,15 @@ class DitEngine:
             entry.advance(partial(self._set_out, entry))
 
     def _set_out(self, entry: _Entry) -> Evaluation:
-        entry.trajectory = trajectory(entry.song, prepare(entry.song, self._model))
+        entry.trajectory = trajectory(entry.song, self._prepared(entry.song))
         return next(entry.trajectory)
+
+    def _prepared(self, song: Song) -> Prepared:
+        return prepare(song, self._model)
+
+    @torch.inference_mode()
+    def _look(self, song: Song, latents: NDArray[np.float32]) -> Look:
+        return look(song, latents, self._prepared(song).conditional, self._model)
 
     @torch.inference_mode()
     def _step(self, batch: Sequence[_Entry]) -> None:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from soundstage.stage.v1.dit_service_pb2 import (
     DESCRIPTOR,
+    AlignRequest,
+    AlignResponse,
     DenoiseDone,
     DenoiseProgress,
     DenoiseQueued,
@@ -28,7 +30,10 @@ from soundstage.stage.v1.dit_service_pb2_grpc import (
 )
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.type.v1.options_pb2 import DiffusionOptions
+from soundstage.type.v1.score_pb2 import LyricLine
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
+from soundstage_dit.alignment import Alignment
+from soundstage_dit.handles import Keepsake, Keepsakes
 from soundstage_dit.request import read_song
 from soundstage_dit.scheduler import Queued
 from soundstage_dit.song import REFERENCE_FRAMES, Song
@@ -58,9 +63,13 @@ class SongModel(Protocol):
         """Yield the codes [codes] of latents [frames, 64] that come in runs; each in order."""
         ...
 
+    async def align(self, song: Song, latents: NDArray[np.float32]) -> Alignment:
+        """Tell when the lyrics of a song are sung in its latents [frames, 64]."""
+        ...
+
 
 class DitServicer(DitServiceServicer):
-    """Answers Denoise and Tokenize, as many at once as `admission` lets in."""
+    """Answers Denoise, Tokenize and Align, as many at once as `admission` lets in."""
 
     def __init__(self, model: SongModel, admission: Admission, *, variant: str, idle_timeout_s: float = 30.0) -> None:
         """The model's `variant` says what it can do.
@@ -71,6 +80,7 @@ class DitServicer(DitServiceServicer):
         self._variant = variant
         self._admission = admission
         self._idle_timeout_s = idle_timeout_s
+        self._keepsakes = Keepsakes()
 
     async def Denoise(
         self, request_iterator: AsyncIterator[DenoiseRequest], context: "grpc.aio.ServicerContext[Any, Any]"
@@ -81,6 +91,7 @@ class DitServicer(DitServiceServicer):
         song = read_song(setup, variant=self._variant)
         check_fingerprint(setup.model_fingerprint, self._model.model_fingerprint)
         song = await _read_sources(song, setup, requests)
+        handle = ""
         async with self._admission.enter(), aclosing(self._model.denoise(song)) as events:
             async for event in events:
                 if isinstance(event, Queued):
@@ -88,9 +99,10 @@ class DitServicer(DitServiceServicer):
                 elif isinstance(event, int):
                     yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.diffusion.steps))
                 else:
+                    handle = self._keepsakes.keep(Keepsake(song=song, latents=event))
                     for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
                         yield DenoiseResponse(latents=chunk)
-        yield DenoiseResponse(done=DenoiseDone())
+        yield DenoiseResponse(done=DenoiseDone(handle=handle))
 
     async def Tokenize(
         self, request_iterator: AsyncIterator[TokenizeRequest], context: "grpc.aio.ServicerContext[Any, Any]"
@@ -108,6 +120,14 @@ class DitServicer(DitServiceServicer):
             async for codes in pieces:
                 response.codes.extend(codes.tolist())
         return response
+
+    async def Align(self, request: AlignRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> AlignResponse:
+        """See dit_service.proto."""
+        keepsake = self._keepsakes.find(request.handle)
+        async with self._admission.enter():
+            alignment = await self._model.align(keepsake.song, keepsake.latents)
+        lines = [LyricLine(text=line.text, start_s=line.start_s, end_s=line.end_s) for line in alignment.lines]
+        return AlignResponse(lines=lines, score=alignment.score)
 
 
 async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator[DenoiseRequest]) -> Song:
