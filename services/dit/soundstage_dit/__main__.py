@@ -24,6 +24,7 @@ async def main(settings: DitSettings) -> None:
     text_encoder = locate(beside) if beside else None
     worker = Worker("dit")
     loaded = await worker.run(load, folder, text_encoder=text_encoder, device=device, dtype=dtype)
+    await worker.run(loaded.dit.pack_weights)
     model = StageModel(
         name=Path(settings.model).name,
         variant=loaded.variant,

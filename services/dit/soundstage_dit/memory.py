@@ -24,9 +24,9 @@ def estimate_bytes(song: Song, model: LoadedModel) -> int:
 
 
 def _num_conditions(song: Song) -> int:
-    """Count the sets of conditions: with words, without them for guidance, and again where the task has others."""
-    has_others = isinstance(song.task, Edit) or (isinstance(song.task, Cover) and song.task.strength < 1)
-    return (2 if song.diffusion.guidance.scale > 1 else 1) * (2 if has_others else 1)
+    """Count the sets of conditions with words; those without take one vector, and no context of their own."""
+    is_switched = isinstance(song.task, Cover) and song.task.strength < 1
+    return 2 if is_switched or isinstance(song.task, Edit) else 1
 
 
 def _max_conditions(song: Song) -> int:

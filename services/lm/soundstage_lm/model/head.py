@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from soundstage_lm.model.projection import multiply, pack
+from soundstage_device.products import multiply, pack
 from soundstage_lm.writer import TokenSet
 
 _WORTH_PACKING: Final = 1024  # tokens
