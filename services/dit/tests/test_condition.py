@@ -1,6 +1,7 @@
 """The condition encoder against diffusers', and where the XL models want something else."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,3 +103,35 @@ def test_a_songs_conditions_are_its_words_and_750_frames_of_silence(
     silence = pipeline.condition_encoder.silence_latent[0, :750]
     theirs = reference_conditions(pipeline, [text[0]], [lyrics[0]], [silence])[0]
     torch.testing.assert_close(model.conditioner.encode(song), theirs, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@torch.inference_mode()
+def test_every_reference_gives_a_timbre_between_lyrics_and_text(model: LoadedModel, pipeline: AceStepPipeline) -> None:
+    text, lyrics = draw(20, TEXT_WIDTH, seed=1), draw(50, TEXT_WIDTH, seed=2)
+    references = [draw(750, 64, seed=seed) for seed in (3, 4, 5)]
+    theirs, mask = pipeline.condition_encoder(
+        text_hidden_states=text[None],
+        text_attention_mask=torch.ones(1, 20).bool(),
+        lyric_hidden_states=lyrics[None],
+        lyric_attention_mask=torch.ones(1, 50).bool(),
+        refer_audio_acoustic_hidden_states_packed=torch.stack(references),
+        refer_audio_order_mask=torch.zeros(3, dtype=torch.long),
+    )
+    ours = encoder_of(model)(text, lyrics, references)
+    assert mask.all()
+    assert len(ours) == 50 + 3 + 20
+    torch.testing.assert_close(ours, theirs[0], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@torch.inference_mode()
+def test_a_songs_references_take_the_place_of_silence(model: LoadedModel) -> None:
+    reference = draw(750, 64, seed=5).numpy()
+    song = Song(caption="a drum", lyrics="la la", num_frames=10, seed=0)
+    silent = model.conditioner.encode(song)
+    heard = model.conditioner.encode(replace(song, references=(reference,)))
+    different = (silent != heard).any(dim=-1).nonzero().flatten().tolist()
+    assert len(different) == 1
+    twice = model.conditioner.encode(replace(song, references=(reference, reference)))
+    [place] = different
+    assert torch.equal(twice[place], heard[place])
+    assert torch.equal(twice[place + 1 :], heard[place:])

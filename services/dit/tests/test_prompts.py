@@ -1,11 +1,14 @@
 """The prompts, to the byte."""
 
+from dataclasses import replace
+
+import pytest
 from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundstage_dit.prompts import lyric_prompt, text_prompt
-from soundstage_dit.song import Song
+from soundstage_dit.prompts import instruction, lyric_prompt, text_prompt
+from soundstage_dit.song import Complete, Cover, Edit, Extract, Lego, Repaint, Song, Task, TextToMusic
 from soundstage_runtime.score import KEY_SCALES, TIME_SIGNATURES
 
 SONG = Song(
@@ -42,6 +45,57 @@ def test_a_song_with_codes_is_asked_for_in_other_words() -> None:
     assert text_prompt(song).startswith(
         "# Instruction\nGenerate audio semantic tokens based on the given conditions:\n\n# Caption\nA calm piano\n\n"
     )
+
+
+FOLLOW = "Generate audio semantic tokens based on the given conditions:"
+FILL = "Fill the audio semantic mask based on the given conditions:"
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (TextToMusic(), FILL),
+        (Cover(), FOLLOW),
+        (Cover(from_latents=True), FOLLOW),
+        (
+            Repaint(start=0, end=1, injection=0, blend_frames=0),
+            "Repaint the mask area based on the given conditions:",
+        ),
+        (Extract(track="backing_vocals"), "Extract the BACKING_VOCALS track from the audio:"),
+        (Extract(), "Extract the track from the audio:"),
+        (Lego(track="backing_vocals"), "Generate the BACKING_VOCALS track based on the audio context:"),
+        (Lego(), "Generate the track based on the audio context:"),
+        (Complete(tracks=("drums", "bass")), "Complete the input track with DRUMS | BASS:"),
+        (Complete(tracks=("drums",)), "Complete the input track with DRUMS:"),
+        (Complete(), "Complete the input track:"),
+        (Edit(source_caption="", source_lyrics=""), FILL),
+        (Edit(source_caption="", source_lyrics="", context="codes"), FOLLOW),
+        (Edit(source_caption="", source_lyrics="", context="latents"), FOLLOW),
+    ],
+)
+def test_every_task_is_asked_for_in_its_own_words(task: Task, expected: str) -> None:
+    song = replace(SONG, task=task)
+    assert instruction(song) == expected
+    assert text_prompt(song).startswith(
+        f"# Instruction\n{expected}\n\n# Caption\nA calm piano\n\n# Metas\n- bpm: 120\n"
+    )
+
+
+tracks = st.sampled_from(("woodwinds", "backing_vocals", "fx"))
+
+
+@given(
+    st.builds(Extract, track=st.none() | tracks)
+    | st.builds(Lego, track=st.none() | tracks)
+    | st.builds(Complete, tracks=st.lists(tracks, unique=True).map(tuple))
+)
+def test_instructions_equal_those_of_diffusers(task: Extract | Lego | Complete) -> None:
+    theirs = AceStepPipeline._get_task_instruction(  # pyright: ignore[reportPrivateUsage]
+        task_type=type(task).__name__.lower(),
+        track_name=None if isinstance(task, Complete) else task.track,
+        complete_track_classes=list(task.tracks) if isinstance(task, Complete) else None,
+    )
+    assert instruction(replace(SONG, task=task)) == theirs
 
 
 @given(
