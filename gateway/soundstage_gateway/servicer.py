@@ -31,18 +31,22 @@ from soundstage.music.v1.song_service_pb2 import (
     STAGE_LM,
     STAGE_VAE,
     Accepted,
+    AlignLyricsRequest,
+    AlignLyricsResponse,
     GenerateSongRequest,
     GenerateSongResponse,
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceServicer, add_SongServiceServicer_to_server
+from soundstage.stage.v1.dit_service_pb2 import AlignRequest
 from soundstage.stage.v1.stage_service_pb2 import DescribeResponse
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_servicer import AudioServicer
 from soundstage_gateway.composer_servicer import ComposerServicer
 from soundstage_gateway.hearing import encode
+from soundstage_gateway.lyrics import Finished, write_lrc
 from soundstage_gateway.order import MAX_VARIANTS, SAMPLE_FORMATS, Order, read_order
 from soundstage_gateway.song import Heard, Song
-from soundstage_gateway.stages import NAMES, Stages
+from soundstage_gateway.stages import NAMES, Stages, ask_once
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
 from soundstage_runtime.errors import ServiceError
@@ -77,6 +81,7 @@ class SongServicer(SongServiceServicer):
         self._admission = admission
         self._assets = assets
         self._stall_timeout_s = stall_timeout_s
+        self._finished = Finished()
 
     async def GenerateSong(
         self, request: GenerateSongRequest, context: Context
@@ -118,7 +123,17 @@ class SongServicer(SongServiceServicer):
         ]
         async with aclosing(_interleave(songs, self._stall_timeout_s)) as events:
             async for event in events:
+                if event.HasField("completed"):
+                    self._finished.note(name, event.variant, songs[event.variant].handle)
                 yield event
+
+    async def AlignLyrics(self, request: AlignLyricsRequest, context: Context) -> AlignLyricsResponse:
+        """See song_service.proto."""
+        align = AlignRequest(handle=self._finished.find(request.song, request.variant))
+        name_song(request.song)
+        async with self._admission.enter():
+            aligned = await ask_once(STAGE_DIT, self._stages.dit.Align, align)
+        return AlignLyricsResponse(lines=aligned.lines, score=aligned.score, lrc=write_lrc(aligned.lines))
 
     async def _hear_source(self, order: Order, model_fingerprint: str) -> Heard:
         """Encode the source, once for all variants."""

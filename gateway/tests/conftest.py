@@ -18,6 +18,8 @@ from soundstage.stage.v1 import (
     vae_service_pb2_grpc,
 )
 from soundstage.stage.v1.dit_service_pb2 import (
+    AlignRequest,
+    AlignResponse,
     DenoiseDone,
     DenoiseProgress,
     DenoiseQueued,
@@ -41,7 +43,7 @@ from soundstage.stage.v1.lm_service_pb2 import (
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, EncodeRequest, EncodeResponse
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
-from soundstage.type.v1.score_pb2 import ORIGIN_LM, PlanField, SongText
+from soundstage.type.v1.score_pb2 import ORIGIN_LM, LyricLine, PlanField, SongText
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.servicer import offer, warm_up
@@ -114,10 +116,16 @@ class Steady:
             codes = [(request.seed + code) % 64000 for code in range(first, min(first + 5, plan.code_count))]
             yield ComposeResponse(codes=CodeChunk(first_code=first, codes=codes))
 
-    async def Align(self, request: object, context: Context) -> None:
+    async def Align(self, request: AlignRequest, context: Context) -> AlignResponse:
+        self.note(context)
+        # It sings the handle that it is asked for.
+        lines = [LyricLine(text="[verse]", end_s=1), LyricLine(text=request.handle, start_s=83.456, end_s=84)]
+        return AlignResponse(lines=lines, score=0.5)
+
+    async def ListAdapters(self, request: object, context: Context) -> None:
         raise NotImplementedError
 
-    ListAdapters = LoadAdapter = UnloadAdapter = Align
+    LoadAdapter = UnloadAdapter = ListAdapters
 
     async def Denoise(
         self, request_iterator: AsyncIterator[DenoiseRequest], context: Context
