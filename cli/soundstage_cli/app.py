@@ -19,6 +19,7 @@ from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOpti
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage_cli import options
+from soundstage_cli.align import app as align_app
 from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.compose import app as compose_app
 from soundstage_cli.demo import DemoFailedError, run_demo
@@ -32,6 +33,7 @@ _SAMPLE_FORMATS = {"s16": SAMPLE_FORMAT_S16, "f32": SAMPLE_FORMAT_F32}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Music in stages.")
 models_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
+app.add_typer(align_app)
 app.add_typer(compose_app)
 app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench")

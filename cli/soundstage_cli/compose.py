@@ -68,7 +68,7 @@ def plan(
         seed=seed,
     )
     request.planner.rewrite_caption = rewrite_caption
-    made = _ask(gateway, _plan(gateway, request))
+    made = ask(gateway, _plan(gateway, request))
     _keep(output, made)
 
 
@@ -110,7 +110,7 @@ def draft(
         async with grpc.aio.insecure_channel(gateway) as channel:
             return (await ComposerServiceStub(channel).DraftSong(request)).text
 
-    _keep(output, _show(_ask(gateway, call())))
+    _keep(output, _show(ask(gateway, call())))
 
 
 @app.command()
@@ -141,7 +141,7 @@ def polish(
         async with grpc.aio.insecure_channel(gateway) as channel:
             return (await ComposerServiceStub(channel).PolishSong(request)).text
 
-    _keep(output, _show(_ask(gateway, call())))
+    _keep(output, _show(ask(gateway, call())))
 
 
 @app.command()
@@ -166,7 +166,7 @@ def describe(
         async with grpc.aio.insecure_channel(gateway) as channel:
             return (await ComposerServiceStub(channel).DescribeAudio(requests())).text
 
-    _show(_ask(gateway, call()))
+    _show(ask(gateway, call()))
 
 
 def read_audio(path: Path) -> NDArray[np.float32]:
@@ -180,7 +180,8 @@ def read_audio(path: Path) -> NDArray[np.float32]:
     return np.clip(resampled, -1, 1).astype(np.float32)
 
 
-def _ask(gateway: str, call: Coroutine[Any, Any, T]) -> T:
+def ask(gateway: str, call: Coroutine[Any, Any, T]) -> T:
+    """Await a call; an error ends the command with words."""
     try:
         return asyncio.run(call)
     except grpc.aio.AioRpcError as error:
