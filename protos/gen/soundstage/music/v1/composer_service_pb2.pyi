@@ -429,3 +429,71 @@ class DescribeAudioResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeAudioResponse: _TypeAlias = DescribeAudioResponse  # noqa: Y015
+
+@_typing.final
+class ScoreSongRequest(_message.Message):
+    """ScoreSongRequest is codes and words. One of caption, lyrics and metadata must be there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    CAPTION_FIELD_NUMBER: _builtins.int
+    LYRICS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    caption: _builtins.str
+    """caption describes the music; empty for none. At most 2048 characters."""
+    lyrics: _builtins.str
+    """lyrics are the words sung; empty for none. At most 8192 characters."""
+    spread: _builtins.float
+    """spread is how much likelier a token must become for caption and lyrics to score well, 0.01 to 1. Default 0.1."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """codes are the song's audio codes, 0 to 63999, five for every second; at least one, at most 3000."""
+
+    @_builtins.property
+    def metadata(self) -> _score_pb2.SongMetadata:
+        """metadata is what is said of the song beside."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_builtins.int] | None = ...,
+        caption: _builtins.str = ...,
+        lyrics: _builtins.str = ...,
+        metadata: _score_pb2.SongMetadata | None = ...,
+        spread: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_spread", b"_spread", "metadata", b"metadata", "spread", b"spread"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spread", b"_spread", "caption", b"caption", "codes", b"codes", "lyrics", b"lyrics", "metadata", b"metadata", "spread", b"spread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__spread: _TypeAlias = _typing.Literal["spread"]  # noqa: Y015
+    _WhichOneofArgType__spread: _TypeAlias = _typing.Literal["_spread", b"_spread"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spread) -> _WhichOneofReturnType__spread | None: ...
+
+Global___ScoreSongRequest: _TypeAlias = ScoreSongRequest  # noqa: Y015
+
+@_typing.final
+class ScoreSongResponse(_message.Message):
+    """ScoreSongResponse is how well they fit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIKELIHOOD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def likelihood(self) -> _score_pb2.Likelihood:
+        """likelihood is the score."""
+
+    def __init__(
+        self,
+        *,
+        likelihood: _score_pb2.Likelihood | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["likelihood", b"likelihood"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["likelihood", b"likelihood"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreSongResponse: _TypeAlias = ScoreSongResponse  # noqa: Y015

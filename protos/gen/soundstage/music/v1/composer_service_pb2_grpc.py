@@ -56,6 +56,11 @@ class ComposerServiceStub(object):
                 request_serializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.DescribeAudioRequest.SerializeToString,
                 response_deserializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.DescribeAudioResponse.FromString,
                 _registered_method=True)
+        self.ScoreSong = channel.unary_unary(
+                '/soundstage.music.v1.ComposerService/ScoreSong',
+                request_serializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.ScoreSongRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.ScoreSongResponse.FromString,
+                _registered_method=True)
 
 
 class ComposerServiceServicer(object):
@@ -94,6 +99,14 @@ class ComposerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScoreSong(self, request, context):
+        """ScoreSong says how well words fit audio codes, as the language model sees it: the best of several variants can be
+        chosen by it. UNIMPLEMENTED where the model runs on an engine that cannot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ComposerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +129,11 @@ def add_ComposerServiceServicer_to_server(servicer, server):
                     servicer.DescribeAudio,
                     request_deserializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.DescribeAudioRequest.FromString,
                     response_serializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.DescribeAudioResponse.SerializeToString,
+            ),
+            'ScoreSong': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreSong,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.ScoreSongRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_composer__service__pb2.ScoreSongResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -228,6 +246,33 @@ class ComposerService(object):
             '/soundstage.music.v1.ComposerService/DescribeAudio',
             soundstage_dot_music_dot_v1_dot_composer__service__pb2.DescribeAudioRequest.SerializeToString,
             soundstage_dot_music_dot_v1_dot_composer__service__pb2.DescribeAudioResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreSong(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.ComposerService/ScoreSong',
+            soundstage_dot_music_dot_v1_dot_composer__service__pb2.ScoreSongRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_composer__service__pb2.ScoreSongResponse.FromString,
             options,
             channel_credentials,
             insecure,

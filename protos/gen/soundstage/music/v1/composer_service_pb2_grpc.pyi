@@ -48,6 +48,10 @@ class ComposerServiceStub:
     """DescribeAudio says what a song sounds like, from its audio or from its audio codes. The setup comes first; codes
     need nothing more, audio follows in consecutive chunks.
     """
+    ScoreSong: _grpc.UnaryUnaryMultiCallable[_composer_service_pb2.ScoreSongRequest, _composer_service_pb2.ScoreSongResponse]
+    """ScoreSong says how well words fit audio codes, as the language model sees it: the best of several variants can be
+    chosen by it. UNIMPLEMENTED where the model runs on an engine that cannot.
+    """
 
 @_typing.type_check_only
 class ComposerServiceAsyncStub(ComposerServiceStub):
@@ -68,6 +72,10 @@ class ComposerServiceAsyncStub(ComposerServiceStub):
     DescribeAudio: _aio.StreamUnaryMultiCallable[_composer_service_pb2.DescribeAudioRequest, _composer_service_pb2.DescribeAudioResponse]  # type: ignore[assignment]
     """DescribeAudio says what a song sounds like, from its audio or from its audio codes. The setup comes first; codes
     need nothing more, audio follows in consecutive chunks.
+    """
+    ScoreSong: _aio.UnaryUnaryMultiCallable[_composer_service_pb2.ScoreSongRequest, _composer_service_pb2.ScoreSongResponse]  # type: ignore[assignment]
+    """ScoreSong says how well words fit audio codes, as the language model sees it: the best of several variants can be
+    chosen by it. UNIMPLEMENTED where the model runs on an engine that cannot.
     """
 
 class ComposerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -110,6 +118,16 @@ class ComposerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_composer_service_pb2.DescribeAudioResponse, _abc.Awaitable[_composer_service_pb2.DescribeAudioResponse]]:
         """DescribeAudio says what a song sounds like, from its audio or from its audio codes. The setup comes first; codes
         need nothing more, audio follows in consecutive chunks.
+        """
+
+    @_abc_1.abstractmethod
+    def ScoreSong(
+        self,
+        request: _composer_service_pb2.ScoreSongRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_composer_service_pb2.ScoreSongResponse, _abc.Awaitable[_composer_service_pb2.ScoreSongResponse]]:
+        """ScoreSong says how well words fit audio codes, as the language model sees it: the best of several variants can be
+        chosen by it. UNIMPLEMENTED where the model runs on an engine that cannot.
         """
 
 def add_ComposerServiceServicer_to_server(servicer: ComposerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

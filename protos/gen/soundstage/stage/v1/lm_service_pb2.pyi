@@ -408,3 +408,75 @@ class PolishResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolishResponse: _TypeAlias = PolishResponse  # noqa: Y015
+
+@_typing.final
+class ScoreRequest(_message.Message):
+    """ScoreRequest asks how well words fit codes. One of caption, lyrics and metadata must be there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    CAPTION_FIELD_NUMBER: _builtins.int
+    LYRICS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    caption: _builtins.str
+    """caption describes the music; empty for none. At most 2048 characters."""
+    lyrics: _builtins.str
+    """lyrics are the words sung; empty for none. At most 8192 characters."""
+    spread: _builtins.float
+    """spread is how much likelier a token must become for caption and lyrics to score well, 0.01 to 1. Default 0.1."""
+    model_fingerprint: _builtins.str
+    """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """codes are the song's audio codes, 0 to 63999, five for every second; at least one, at most 3000."""
+
+    @_builtins.property
+    def metadata(self) -> _score_pb2.SongMetadata:
+        """metadata is what is said of the song beside."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_builtins.int] | None = ...,
+        caption: _builtins.str = ...,
+        lyrics: _builtins.str = ...,
+        metadata: _score_pb2.SongMetadata | None = ...,
+        spread: _builtins.float | None = ...,
+        model_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_spread", b"_spread", "metadata", b"metadata", "spread", b"spread"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spread", b"_spread", "caption", b"caption", "codes", b"codes", "lyrics", b"lyrics", "metadata", b"metadata", "model_fingerprint", b"model_fingerprint", "spread", b"spread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__spread: _TypeAlias = _typing.Literal["spread"]  # noqa: Y015
+    _WhichOneofArgType__spread: _TypeAlias = _typing.Literal["_spread", b"_spread"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spread) -> _WhichOneofReturnType__spread | None: ...
+
+Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
+
+@_typing.final
+class ScoreResponse(_message.Message):
+    """ScoreResponse is how well they fit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIKELIHOOD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def likelihood(self) -> _score_pb2.Likelihood:
+        """likelihood is the score."""
+
+    def __init__(
+        self,
+        *,
+        likelihood: _score_pb2.Likelihood | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["likelihood", b"likelihood"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["likelihood", b"likelihood"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreResponse: _TypeAlias = ScoreResponse  # noqa: Y015

@@ -56,6 +56,11 @@ class LmServiceStub(object):
                 request_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishRequest.SerializeToString,
                 response_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/soundstage.stage.v1.LmService/Score',
+                request_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class LmServiceServicer(object):
@@ -92,6 +97,14 @@ class LmServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Score says how well words fit audio codes. It reads them in pieces; cancelling stops it before the next. Engines that
+        cannot answer UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LmServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -114,6 +127,11 @@ def add_LmServiceServicer_to_server(servicer, server):
                     servicer.Polish,
                     request_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishRequest.FromString,
                     response_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ScoreRequest.FromString,
+                    response_serializer=soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ScoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +244,33 @@ class LmService(object):
             '/soundstage.stage.v1.LmService/Polish',
             soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishRequest.SerializeToString,
             soundstage_dot_stage_dot_v1_dot_lm__service__pb2.PolishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.stage.v1.LmService/Score',
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ScoreRequest.SerializeToString,
+            soundstage_dot_stage_dot_v1_dot_lm__service__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

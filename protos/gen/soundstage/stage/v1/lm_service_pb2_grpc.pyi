@@ -45,6 +45,10 @@ class LmServiceStub:
     """Draft makes the text of a song of a few words."""
     Polish: _grpc.UnaryUnaryMultiCallable[_lm_service_pb2.PolishRequest, _lm_service_pb2.PolishResponse]
     """Polish writes the text of a song better and adds the metadata that are missing."""
+    Score: _grpc.UnaryUnaryMultiCallable[_lm_service_pb2.ScoreRequest, _lm_service_pb2.ScoreResponse]
+    """Score says how well words fit audio codes. It reads them in pieces; cancelling stops it before the next. Engines that
+    cannot answer UNIMPLEMENTED.
+    """
 
 @_typing.type_check_only
 class LmServiceAsyncStub(LmServiceStub):
@@ -63,6 +67,10 @@ class LmServiceAsyncStub(LmServiceStub):
     """Draft makes the text of a song of a few words."""
     Polish: _aio.UnaryUnaryMultiCallable[_lm_service_pb2.PolishRequest, _lm_service_pb2.PolishResponse]  # type: ignore[assignment]
     """Polish writes the text of a song better and adds the metadata that are missing."""
+    Score: _aio.UnaryUnaryMultiCallable[_lm_service_pb2.ScoreRequest, _lm_service_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Score says how well words fit audio codes. It reads them in pieces; cancelling stops it before the next. Engines that
+    cannot answer UNIMPLEMENTED.
+    """
 
 class LmServiceServicer(metaclass=_abc_1.ABCMeta):
     """LmService is the planner: the language model that writes a song's metadata and its 5 Hz audio codes, and that turns
@@ -102,5 +110,15 @@ class LmServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lm_service_pb2.PolishResponse, _abc.Awaitable[_lm_service_pb2.PolishResponse]]:
         """Polish writes the text of a song better and adds the metadata that are missing."""
+
+    @_abc_1.abstractmethod
+    def Score(
+        self,
+        request: _lm_service_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lm_service_pb2.ScoreResponse, _abc.Awaitable[_lm_service_pb2.ScoreResponse]]:
+        """Score says how well words fit audio codes. It reads them in pieces; cancelling stops it before the next. Engines that
+        cannot answer UNIMPLEMENTED.
+        """
 
 def add_LmServiceServicer_to_server(servicer: LmServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esoundstage/type/v1/score.proto\x12\x12soundstage.type.v1\"\xd6\x01\n\x0cSongMetadata\x12\x10\n\x03\x62pm\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tkey_scale\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x1b\n\x0etime_signature\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1b\n\x0evocal_language\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x17\n\nduration_s\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x06\n\x04_bpmB\x0c\n\n_key_scaleB\x11\n\x0f_time_signatureB\x11\n\x0f_vocal_languageB\r\n\x0b_duration_s\"T\n\tPlanField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12*\n\x06origin\x18\x03 \x01(\x0e\x32\x1a.soundstage.type.v1.Origin\"o\n\x08SongText\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x0e\n\x06genres\x18\x04 \x01(\t\"9\n\tLyricLine\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x03 \x01(\x01*@\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x0f\n\x0bORIGIN_USER\x10\x01\x12\r\n\tORIGIN_LM\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esoundstage/type/v1/score.proto\x12\x12soundstage.type.v1\"\xd6\x01\n\x0cSongMetadata\x12\x10\n\x03\x62pm\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tkey_scale\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x1b\n\x0etime_signature\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x1b\n\x0evocal_language\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x17\n\nduration_s\x18\x05 \x01(\x01H\x04\x88\x01\x01\x42\x06\n\x04_bpmB\x0c\n\n_key_scaleB\x11\n\x0f_time_signatureB\x11\n\x0f_vocal_languageB\r\n\x0b_duration_s\"T\n\tPlanField\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12*\n\x06origin\x18\x03 \x01(\x0e\x32\x1a.soundstage.type.v1.Origin\"o\n\x08SongText\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x0e\n\x06genres\x18\x04 \x01(\t\"9\n\tLyricLine\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x03 \x01(\x01\"N\n\nLikelihood\x12\r\n\x05total\x18\x01 \x01(\x01\x12\x31\n\x05parts\x18\x02 \x03(\x0b\x32\".soundstage.type.v1.LikelihoodPart\"-\n\x0eLikelihoodPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01*@\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x0f\n\x0bORIGIN_USER\x10\x01\x12\r\n\tORIGIN_LM\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.type.v1.score_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ORIGIN']._serialized_start=529
-  _globals['_ORIGIN']._serialized_end=593
+  _globals['_ORIGIN']._serialized_start=656
+  _globals['_ORIGIN']._serialized_end=720
   _globals['_SONGMETADATA']._serialized_start=55
   _globals['_SONGMETADATA']._serialized_end=269
   _globals['_PLANFIELD']._serialized_start=271
@@ -41,4 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SONGTEXT']._serialized_end=468
   _globals['_LYRICLINE']._serialized_start=470
   _globals['_LYRICLINE']._serialized_end=527
+  _globals['_LIKELIHOOD']._serialized_start=529
+  _globals['_LIKELIHOOD']._serialized_end=607
+  _globals['_LIKELIHOODPART']._serialized_start=609
+  _globals['_LIKELIHOODPART']._serialized_end=654
 # @@protoc_insertion_point(module_scope)

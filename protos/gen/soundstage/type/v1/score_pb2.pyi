@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -201,3 +203,61 @@ class LyricLine(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LyricLine: _TypeAlias = LyricLine  # noqa: Y015
+
+@_typing.final
+class Likelihood(_message.Message):
+    """Likelihood is how well words fit audio codes, as the language model sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    total: _builtins.float
+    """total is the parts' mean, 0 to 1: the caption counts 0.5, the lyrics 0.3, the mean of the metadata 0.2; what is not
+    there does not count.
+    """
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LikelihoodPart]:
+        """parts are the scores of what was given, in the order caption, lyrics, metadata."""
+
+    def __init__(
+        self,
+        *,
+        total: _builtins.float = ...,
+        parts: _abc.Iterable[Global___LikelihoodPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Likelihood: _TypeAlias = Likelihood  # noqa: Y015
+
+@_typing.final
+class LikelihoodPart(_message.Message):
+    """LikelihoodPart is how well one part fits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is "caption", "lyrics", or the field's name in SongMetadata."""
+    score: _builtins.float
+    """score is 0 to 1. Of caption and lyrics, 0.5 says that the codes make them as likely as no codes do; of metadata, 1
+    says that the model would have written every token of it.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LikelihoodPart: _TypeAlias = LikelihoodPart  # noqa: Y015
