@@ -1,7 +1,8 @@
 """DitService over real gRPC: a tiny model behind it, or a denoiser that does just what a test wants."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse, DenoiseSetup
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage.type.v1.task_pb2 import Cover, Extract, Task
+from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_dit.alignment import Alignment
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.request import read_song
 from soundstage_dit.servicer import warm_up
 from soundstage_dit.song import Song
-from soundstage_runtime.tensors import from_proto
+from soundstage_runtime.tensors import from_proto, to_proto
 
 from .conftest import Serving
 
@@ -69,6 +72,30 @@ def only(setup: DenoiseSetup) -> Iterator[DenoiseRequest]:
 async def collect(stub: "DitServiceAsyncStub", setup: DenoiseSetup) -> list[DenoiseResponse]:
     """All responses of a call."""
     return [response async for response in stub.Denoise(only(setup))]
+
+
+def chunks_of(latents: NDArray[np.float32], cut: int) -> list[LatentChunk]:
+    """Latents [frames, 64] in two runs."""
+    return [
+        LatentChunk(first_frame=start, tensor=to_proto(latents[start:end]))
+        for start, end in ((0, cut), (cut, len(latents)))
+    ]
+
+
+def with_sources(
+    setup: DenoiseSetup, source: NDArray[np.float32], references: NDArray[np.float32], *, cut: int
+) -> list[DenoiseRequest]:
+    """The requests of a song with a source and references, both in two runs."""
+    return [
+        DenoiseRequest(setup=setup),
+        *(DenoiseRequest(source=chunk) for chunk in chunks_of(source, cut)),
+        *(DenoiseRequest(reference=chunk) for chunk in chunks_of(references.reshape(-1, 64), cut)),
+    ]
+
+
+async def send(stub: "DitServiceAsyncStub", requests: Sequence[DenoiseRequest]) -> list[DenoiseResponse]:
+    """All responses of a call of several requests."""
+    return [response async for response in stub.Denoise(iter(requests))]
 
 
 async def test_progress_comes_once_a_step_and_then_the_latents_in_order(engine: DitEngine) -> None:
@@ -163,3 +190,99 @@ async def test_a_cancelled_call_frees_its_place_on_the_device(engine: DitEngine)
         # The next song is answered by the same worker, so the cancelled one's steps are over by then.
         await collect(stub, setup_of(options=DiffusionOptions(steps=1), latent_frames=1))
         assert engine.num_songs == 0
+
+
+def random_latents(*shape: int) -> NDArray[np.float32]:
+    """Some latents."""
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+COVER = setup_of(
+    latent_frames=30,
+    source_frames=30,
+    reference_count=2,
+    task=Task(cover=Cover(strength=0.5)),
+    options=DiffusionOptions(steps=2),
+)
+SOURCE, REFERENCES = random_latents(30, 64), random_latents(2, 750, 64)
+
+
+async def test_a_source_and_references_reach_the_song(engine: DitEngine) -> None:
+    async with Serving(engine) as stub:
+        responses = await send(stub, with_sources(COVER, SOURCE, REFERENCES, cut=7))
+    assert [response.WhichOneof("event") for response in responses] == ["progress", "progress", "latents", "done"]
+    latents = from_proto(responses[2].latents.tensor, "latents", shape=(30, 64))
+    song = replace(read_song(COVER, variant="turbo"), source=SOURCE, references=tuple(REFERENCES))
+    *_, expected = [event async for event in engine.denoise(song)]
+    assert isinstance(expected, np.ndarray)
+    assert np.array_equal(latents, expected)
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (slice(1), "source ended after frame 0; setup.source_frames is 30"),
+        (slice(2), "source ended after frame 7; setup.source_frames is 30"),
+        (slice(4), "reference ended after frame 7; setup.reference_count x 750 is 1500"),
+        (slice(0, 5, 3), "source is missing: message 2 carries reference after 0 frames; setup.source_frames is 30"),
+    ],
+)
+async def test_a_source_that_is_not_what_was_announced_is_refused(sent: slice, message: str) -> None:
+    stuck = Stuck()
+    async with Serving(stuck) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await send(stub, with_sources(COVER, SOURCE, REFERENCES, cut=7)[sent])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == message
+    assert not stuck.was_left.is_set()
+
+
+async def test_a_source_nobody_announced_is_refused() -> None:
+    request = DenoiseRequest(source=LatentChunk(tensor=to_proto(SOURCE)))
+    async with Serving(Stuck()) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await send(stub, [DenoiseRequest(setup=setup_of()), request])
+    assert (
+        caught.value.details() == "source is one too many: message 2 carries source, after all that the setup announced"
+    )
+
+
+async def test_a_caller_that_stops_in_the_middle_of_its_source_takes_no_place() -> None:
+    stuck = Stuck()
+    serving = Serving(stuck, max_in_flight=1, idle_timeout_s=0.2)
+    async with serving as stub:
+        stalled = stub.Denoise()
+        for request in with_sources(COVER, SOURCE, REFERENCES, cut=7)[:2]:
+            await stalled.write(request)
+        # The only place is free for another, who is in the middle of a song when the first is let go.
+        other = stub.Denoise(only(setup_of()))
+        assert (await anext(aiter(other))).progress.step == 1
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await anext(aiter(stalled))
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert stuck.num_songs == 1
+        other.cancel()
+        await asyncio.wait_for(stuck.was_left.wait(), timeout=5)
+
+
+@pytest.mark.parametrize(("variant", "is_made"), [("turbo", False), ("sft", False), ("base", True)])
+async def test_a_task_is_refused_by_models_that_cannot_do_it(variant: str, is_made: bool) -> None:
+    async with Serving(Stuck(), variant=variant) as stub:
+        call = stub.Denoise(only(setup_of(task=Task(extract=Extract()))))
+        if is_made:
+            assert (await anext(aiter(call))).progress.step == 1
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(aiter(call))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            expected = f"task.extract is for models of the variants base and xl-base; this one is {variant}"
+            assert caught.value.details() == expected
+
+
+async def test_a_source_too_large_for_the_codes_ends_its_call_alone(engine: DitEngine) -> None:
+    huge = np.full_like(SOURCE, 3e38)
+    async with Serving(engine) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await send(stub, with_sources(COVER, huge, REFERENCES, cut=7))
+        assert "the source's codes are not finite" in (caught.value.details() or "")
+        assert (await send(stub, with_sources(COVER, SOURCE, REFERENCES, cut=7)))[-1].HasField("done")
