@@ -4,6 +4,7 @@ from pathlib import Path
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
+from soundstage_dit.adapters import Adapters
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.servicer import offer, warm_up
 from soundstage_dit.settings import DitSettings
@@ -33,16 +34,25 @@ async def main(settings: DitSettings) -> None:
     )
     # Songs wait in the engine, which knows how long for.
     admission = Admission("songs", limit=settings.max_in_flight + settings.max_waiting)
+    adapters = Adapters(
+        loaded.dit,
+        worker,
+        folder=settings.adapter_dir,
+        max_count=settings.max_adapters,
+        max_bytes=round(settings.max_adapters_gb * 1e9),
+    )
     engine = DitEngine(
         loaded,
         worker,
+        adapters=adapters,
         max_batch=settings.max_batch,
         max_tokens=settings.max_tokens,
         max_songs=settings.max_in_flight,
         max_songs_gb=settings.max_songs_gb,
         max_waiting=settings.max_waiting,
     )
-    await serve(settings, offer(engine, model=model, device=str(device), admission=admission), warm_up=warm_up)
+    services = offer(engine, adapters, model=model, device=str(device), admission=admission)
+    await serve(settings, services, warm_up=warm_up)
     engine.close()
 
 

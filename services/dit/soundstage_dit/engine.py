@@ -16,13 +16,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soundstage_dit.adapters import Adapters
 from soundstage_dit.aligner import Look, align, look
 from soundstage_dit.alignment import Alignment
 from soundstage_dit.memory import estimate_bytes
-from soundstage_dit.scheduler import Load, Queued, Room, count_tokens, take_turn, tokens_until_room, total_tokens
+from soundstage_dit.model.adapter import Adaptation
+from soundstage_dit.scheduler import (
+    Load,
+    Queued,
+    Room,
+    charge,
+    count_tokens,
+    take_turn,
+    tokens_until_room,
+    total_tokens,
+)
 from soundstage_dit.song import Song
 from soundstage_dit.tasks import prepare
-from soundstage_dit.trajectory import Evaluation, Prepared, Trajectory, trajectory
+from soundstage_dit.trajectory import Evaluation, Trajectory, trajectory
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import OverloadedError, ServiceError
 from soundstage_runtime.score import LATENTS_PER_CODE, MAX_LATENT_FRAMES
@@ -58,10 +69,11 @@ _Event = Queued | int | Tensor | ServiceError  # where a song waits, its steps d
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Entry:
-    """A song on its way; `used` counts the tokens that it has had, from what the least used one had when it came in."""
+    """A song on its way; `used` is what its steps were charged, from that of the least used when it came in."""
 
     song: Song
     size_bytes: int
+    adaptations: Sequence[Adaptation] = ()
     used: int = 0
     position: int | None = None  # among those that wait
     trajectory: Trajectory | None = None  # None before it is prepared, and once it has left
@@ -102,6 +114,7 @@ class _Entry:
         if self.trajectory is not None:
             self.trajectory.close()
         self.trajectory = self.wanted = self.latents = None
+        self.adaptations = ()
 
 
 class DitEngine:
@@ -117,6 +130,7 @@ class DitEngine:
         model: LoadedModel,
         worker: Worker,
         *,
+        adapters: Adapters | None = None,
         max_batch: int = 8,
         max_tokens: int = count_tokens(MAX_LATENT_FRAMES),
         max_songs: int = 8,
@@ -124,6 +138,7 @@ class DitEngine:
         max_waiting: int = 64,
     ) -> None:
         self._model, self._worker = model, worker
+        self._adapters = adapters or Adapters(model.dit, worker)
         self._max_batch, self._max_tokens = max_batch, max_tokens
         self._room = Room(max_songs=max_songs, max_bytes=round(max_songs_gb * 1e9))
         self._max_waiting = max_waiting
@@ -152,9 +167,13 @@ class DitEngine:
         """Yield where the song waits, if it must, the number of each step done, from 1, and then the latents.
 
         They are [frames, channels]. Closing the generator takes the song out before the next step. Raises DenoiseError,
-        SongTooLargeError, and OverloadedError where too many wait.
+        SongTooLargeError, AdapterNotFoundError, and OverloadedError where too many wait.
         """
-        entry = _Entry(song=song, size_bytes=estimate_bytes(song, self._model))
+        entry = _Entry(
+            song=song,
+            size_bytes=estimate_bytes(song, self._model),
+            adaptations=self._adapters.find(song.adapters),
+        )
         self._enter(entry)
         try:
             done = 0
@@ -190,8 +209,11 @@ class DitEngine:
             yield await self._worker.run(self._encode, held)
 
     async def align(self, song: Song, latents: NDArray[np.float32]) -> Alignment:
-        """Tell when the lyrics of a song that was made are sung; raises UncalibratedError and AlignError."""
-        return await align(await self._worker.run(self._look, song, latents))
+        """Tell when the lyrics of a song that was made are sung; raises UncalibratedError and AlignError.
+
+        The adapters it was made with must still be loaded: raises AdapterNotFoundError.
+        """
+        return await align(await self._worker.run(self._look, song, self._adapters.find(song.adapters), latents))
 
     def close(self) -> None:
         """End the worker; waits for the step in hand."""
@@ -254,7 +276,7 @@ class DitEngine:
     async def _take_step(self, batch: Sequence[_Entry]) -> None:
         tokens = sum(entry.tokens for entry in batch)
         for entry in batch:
-            entry.used += entry.tokens
+            entry.used += charge(entry.tokens)
         start = time.perf_counter()
         await self._work(batch, self._step)
         latest = (time.perf_counter() - start) / tokens
@@ -295,15 +317,12 @@ class DitEngine:
             entry.advance(partial(self._set_out, entry))
 
     def _set_out(self, entry: _Entry) -> Evaluation:
-        entry.trajectory = trajectory(entry.song, self._prepared(entry.song))
+        entry.trajectory = trajectory(entry.song, prepare(entry.song, self._model, entry.adaptations))
         return next(entry.trajectory)
 
-    def _prepared(self, song: Song) -> Prepared:
-        return prepare(song, self._model)
-
     @torch.inference_mode()
-    def _look(self, song: Song, latents: NDArray[np.float32]) -> Look:
-        return look(song, latents, self._prepared(song).conditional, self._model)
+    def _look(self, song: Song, adaptations: Sequence[Adaptation], latents: NDArray[np.float32]) -> Look:
+        return look(song, latents, prepare(song, self._model, adaptations).conditional, self._model)
 
     @torch.inference_mode()
     def _step(self, batch: Sequence[_Entry]) -> None:

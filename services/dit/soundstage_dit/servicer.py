@@ -1,9 +1,10 @@
 """DitService: requests in, songs denoised, progress and latents out."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc.aio
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from soundstage.stage.v1.dit_service_pb2 import (
     DESCRIPTOR,
+    Adapter,
     AlignRequest,
     AlignResponse,
     DenoiseDone,
@@ -19,9 +21,15 @@ from soundstage.stage.v1.dit_service_pb2 import (
     DenoiseRequest,
     DenoiseResponse,
     DenoiseSetup,
+    ListAdaptersRequest,
+    ListAdaptersResponse,
+    LoadAdapterRequest,
+    LoadAdapterResponse,
     TokenizeRequest,
     TokenizeResponse,
     TokenizeSetup,
+    UnloadAdapterRequest,
+    UnloadAdapterResponse,
 )
 from soundstage.stage.v1.dit_service_pb2_grpc import (
     DitServiceServicer,
@@ -32,6 +40,7 @@ from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import LyricLine
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
+from soundstage_dit.adapter_card import AdapterCard
 from soundstage_dit.alignment import Alignment
 from soundstage_dit.handles import Keepsake, Keepsakes
 from soundstage_dit.request import read_song
@@ -45,6 +54,8 @@ from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
 from soundstage_runtime.validation import Checks
+
+_ADAPTER_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class SongModel(Protocol):
@@ -68,10 +79,34 @@ class SongModel(Protocol):
         ...
 
 
-class DitServicer(DitServiceServicer):
-    """Answers Denoise, Tokenize and Align, as many at once as `admission` lets in."""
+class AdapterShelf(Protocol):
+    """Keeps the adapters that songs can be made with."""
 
-    def __init__(self, model: SongModel, admission: Admission, *, variant: str, idle_timeout_s: float = 30.0) -> None:
+    def cards(self) -> Sequence[AdapterCard]:
+        """Tell what is loaded, by name."""
+        ...
+
+    async def load(self, name: str, path: str) -> AdapterCard:
+        """Load the adapter at `path`, below the directory of adapters."""
+        ...
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter, but for songs that have it already."""
+        ...
+
+
+class DitServicer(DitServiceServicer):
+    """Answers Denoise, Tokenize and Align, as many at once as `admission` lets in, and keeps adapters."""
+
+    def __init__(
+        self,
+        model: SongModel,
+        admission: Admission,
+        *,
+        adapters: AdapterShelf,
+        variant: str,
+        idle_timeout_s: float = 30.0,
+    ) -> None:
         """The model's `variant` says what it can do.
 
         A caller that sends nothing for `idle_timeout_s` while it is waited for loses its call and its place.
@@ -79,6 +114,7 @@ class DitServicer(DitServiceServicer):
         self._model = model
         self._variant = variant
         self._admission = admission
+        self._adapters = adapters
         self._idle_timeout_s = idle_timeout_s
         self._keepsakes = Keepsakes()
 
@@ -129,6 +165,36 @@ class DitServicer(DitServiceServicer):
         lines = [LyricLine(text=line.text, start_s=line.start_s, end_s=line.end_s) for line in alignment.lines]
         return AlignResponse(lines=lines, score=alignment.score)
 
+    async def ListAdapters(
+        self, request: ListAdaptersRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> ListAdaptersResponse:
+        """See dit_service.proto."""
+        return ListAdaptersResponse(adapters=map(_to_proto, self._adapters.cards()))
+
+    async def LoadAdapter(
+        self, request: LoadAdapterRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> LoadAdapterResponse:
+        """See dit_service.proto."""
+        checks = Checks()
+        if not _ADAPTER_NAME.fullmatch(request.name):
+            wanted = "1 to 64 letters, digits, hyphens, underscores and dots"
+            checks.refuse("name", f"is {request.name[:80]!r}; must be {wanted}")
+        if not request.path:
+            checks.refuse("path", "is empty; must be a file or directory below the stage's adapter directory")
+        checks.finish()
+        return LoadAdapterResponse(adapter=_to_proto(await self._adapters.load(request.name, request.path)))
+
+    async def UnloadAdapter(
+        self, request: UnloadAdapterRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> UnloadAdapterResponse:
+        """See dit_service.proto."""
+        self._adapters.unload(request.name)
+        return UnloadAdapterResponse()
+
+
+def _to_proto(card: AdapterCard) -> Adapter:
+    return Adapter(name=card.name, kind=card.kind, rank=card.rank, size_bytes=card.size_bytes)
+
 
 async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator[DenoiseRequest]) -> Song:
     """Add the source and the references that follow a setup."""
@@ -146,9 +212,11 @@ async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator
     )
 
 
-def offer(songs: SongModel, *, model: StageModel, device: str, admission: Admission) -> list[Service]:
-    """Offer a model as DitService and StageService."""
-    dit = DitServicer(songs, admission, variant=model.variant)
+def offer(
+    songs: SongModel, adapters: AdapterShelf, *, model: StageModel, device: str, admission: Admission
+) -> list[Service]:
+    """Offer a model and its adapters as DitService and StageService."""
+    dit = DitServicer(songs, admission, adapters=adapters, variant=model.variant)
     service = Service(
         name=DESCRIPTOR.services_by_name["DitService"].full_name,
         add=lambda server: add_DitServiceServicer_to_server(dit, server),

@@ -1,5 +1,7 @@
 """Settings of the diffusion process: flags, or environment variables that begin with SOUNDSTAGE_DIT_."""
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -22,3 +24,8 @@ class DitSettings(StageSettings):
     max_songs_gb: float = Field(
         4.0, gt=0, description="memory on the device that all songs under way may take, by estimate; others wait"
     )
+    adapter_dir: Path | None = Field(
+        None, description="directory that adapters are loaded from; without it none can be loaded"
+    )
+    max_adapters: int = Field(16, ge=1, description="adapters loaded at once")
+    max_adapters_gb: float = Field(4.0, gt=0, description="memory on the device that all adapters may take")

@@ -12,8 +12,9 @@ from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceStub, add_DitServiceServicer_to_server
 from soundstage_cli.tiny.dit import Version, write_diffusers, write_original
 from soundstage_cli.tiny.vae import write_vae
+from soundstage_dit.adapter_card import AdapterCard
 from soundstage_dit.engine import DitEngine
-from soundstage_dit.servicer import DitServicer, SongModel
+from soundstage_dit.servicer import AdapterShelf, DitServicer, SongModel
 from soundstage_dit.weights import LoadedModel, load
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.serve import Server, Service
@@ -89,14 +90,35 @@ async def engine(model: LoadedModel) -> AsyncIterator[DitEngine]:
     engine.close()
 
 
+class Bare:
+    """A shelf with no adapters, and no room for any."""
+
+    def cards(self) -> list[AdapterCard]:
+        return []
+
+    async def load(self, name: str, path: str) -> AdapterCard:
+        raise NotImplementedError
+
+    def unload(self, name: str) -> None:
+        raise NotImplementedError
+
+
 class Serving:
     """A server with one DitService, and a stub for it."""
 
     def __init__(
-        self, model: SongModel, *, variant: str = "turbo", max_in_flight: int = 4, idle_timeout_s: float = 30.0
+        self,
+        model: SongModel,
+        *,
+        adapters: AdapterShelf | None = None,
+        variant: str = "turbo",
+        max_in_flight: int = 4,
+        idle_timeout_s: float = 30.0,
     ) -> None:
         self.admission = Admission("songs", limit=max_in_flight)
-        servicer = DitServicer(model, self.admission, variant=variant, idle_timeout_s=idle_timeout_s)
+        servicer = DitServicer(
+            model, self.admission, adapters=adapters or Bare(), variant=variant, idle_timeout_s=idle_timeout_s
+        )
         self._server = Server(
             [
                 Service(

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,6 +19,14 @@ class LowRank:
     def size_bytes(self) -> int:
         """The memory it takes."""
         return self.down.nbytes + self.up.nbytes
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Return the same change on a device, in a dtype."""
+        return type(self)(down=self.down.to(device, dtype), up=self.up.to(device, dtype))
+
+    def is_finite(self) -> bool:
+        """Tell whether all its numbers are."""
+        return all(bool(matrix.isfinite().all()) for matrix in (self.down, self.up))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [tokens, inputs] to what is added to the layer's output, [tokens, outputs]."""
@@ -34,6 +44,14 @@ class Kronecker:
     def size_bytes(self) -> int:
         """The memory it takes."""
         return self.left.nbytes + self.right.nbytes
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Return the same change on a device, in a dtype."""
+        return type(self)(left=self.left.to(device, dtype), right=self.right.to(device, dtype))
+
+    def is_finite(self) -> bool:
+        """Tell whether all its numbers are."""
+        return all(bool(matrix.isfinite().all()) for matrix in (self.left, self.right))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map x [tokens, inputs] to what is added to the layer's output, [tokens, outputs]."""

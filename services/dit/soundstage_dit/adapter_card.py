@@ -1,0 +1,13 @@
+"""What is told of an adapter."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterCard:
+    """A loaded adapter; `kind` is "lora" or "lokr", `rank` the largest of its layers'."""
+
+    name: str
+    kind: str
+    rank: int
+    size_bytes: int
