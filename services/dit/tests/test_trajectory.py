@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soundstage_dit.guidance import Estimate, Guide, classifier_free
-from soundstage_dit.sampler import Purpose, blend, draw_noise, draw_noises, euler, noised, retake, schedule
+from soundstage_dit.sampler import (
+    Purpose,
+    band_weights,
+    blend,
+    correct_bands,
+    draw_noise,
+    draw_noises,
+    euler,
+    noised,
+    retake,
+    schedule,
+)
 from soundstage_dit.song import (
     Cover,
     Diffusion,
@@ -259,12 +270,21 @@ def test_no_velocity_is_longer_than_its_threshold_allows() -> None:
         torch.testing.assert_close(velocity, DATA * 0.1 * now.latents.norm() / DATA.norm(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_wavelet_correction_pushes_each_step_away_from_its_data() -> None:
-    asked = song(diffusion(2, 1.0, wavelet=Wavelet(mode="pixel", scale=0.1)))
+def test_no_look_ahead_is_longer_than_its_threshold_allows() -> None:
+    answers = iter([0.0 * DATA, 100 * DATA, 0.0 * DATA])
+    asked = song(diffusion(2, 1.0, velocity_norm_threshold=0.1, sampler=Sampler.HEUN))
+    latents, _ = play(asked, lambda query: next(answers))
+    torch.testing.assert_close(latents, START - 0.25 * DATA * 0.1 * START.norm() / DATA.norm())
+
+
+@pytest.mark.parametrize("wavelet", [Wavelet(scale=0.3, high_scale=0.2), Wavelet(mode="pixel", scale=0.1)])
+def test_a_wavelet_correction_pushes_each_step_away_from_its_data(wavelet: Wavelet) -> None:
+    asked = song(diffusion(2, 1.5, wavelet=wavelet))
     _, [first, second] = play(asked, towards(DATA))
-    step = euler(START, START - DATA, 1.0, 0.5)
-    torch.testing.assert_close(second.queries[0].latents, step + 0.1 * (step - DATA))
     assert torch.equal(first.queries[0].latents, START)
+    step = euler(START, START - DATA, 1.0, 0.6)
+    weights = band_weights(wavelet.mode, 1.0, wavelet.scale, wavelet.high_scale)
+    torch.testing.assert_close(second.queries[0].latents, correct_bands(step, DATA, *weights))
 
 
 def test_a_wavelet_correction_keeps_the_end_where_the_model_sees_it() -> None:
