@@ -49,10 +49,8 @@ def reference_windows(samples: Samples, *, seed: int) -> list[Samples]:
     draw = random.Random(seed)
     third = math.ceil(REFERENCE_FRAMES / len(samples)) * len(samples) // _WINDOWS
     rooms = [int(draw.random() * (third - _WINDOW_FRAMES + 1)) for _ in range(_WINDOWS)]
-    return [
-        np.take(samples, np.arange(start, start + _WINDOW_FRAMES), axis=0, mode="wrap")
-        for start in (index * third + room for index, room in enumerate(rooms))
-    ]
+    starts = [index * third + room for index, room in enumerate(rooms)]
+    return [samples[np.arange(start, start + _WINDOW_FRAMES) % len(samples)] for start in starts]
 
 
 def shift(chunks: Iterable[LatentChunk], frames: int) -> Iterable[LatentChunk]:

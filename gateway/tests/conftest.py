@@ -116,6 +116,9 @@ class Steady:
             codes = [(request.seed + code) % 64000 for code in range(first, min(first + 5, plan.code_count))]
             yield ComposeResponse(codes=CodeChunk(first_code=first, codes=codes))
 
+    async def Score(self, request: object, context: Context) -> None:
+        raise NotImplementedError
+
     async def Align(self, request: AlignRequest, context: Context) -> AlignResponse:
         self.note(context)
         # It sings the handle that it is asked for.
