@@ -1,5 +1,6 @@
 """Tiny checkpoints, written once; the same networks loaded here and by diffusers; a server for them."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,10 +36,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pipeline-xl", True, "turbo"),
         ("pipeline-base", False, "base"),
     )
+    write_vae(root / "vae")
     for name, xl, version in kinds:
         write_original(root / "original", xl=xl, version=version)
         folder = write_diffusers(root / name, xl=xl, version=version)
-        write_vae(folder / "vae")
+        shutil.copytree(root / "vae", folder / "vae")
     return root
 
 
