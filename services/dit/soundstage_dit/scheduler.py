@@ -7,6 +7,7 @@ from typing import Final, Protocol, TypeVar
 from soundstage_dit.song import Edit, Sampler, Song
 
 FRAMES_PER_TOKEN: Final = 2
+_STEP_TOKENS: Final = 256
 
 
 class Taker(Protocol):
@@ -19,7 +20,7 @@ class Taker(Protocol):
 
     @property
     def used(self) -> int:
-        """What it has had so far."""
+        """What its steps so far were charged."""
         ...
 
 
@@ -69,18 +70,24 @@ def total_tokens(song: Song) -> int:
     return velocities * count_tokens(song.num_frames)
 
 
-def take_turn(songs: Sequence[T], *, max_songs: int, max_tokens: int) -> list[T]:
-    """Choose the songs of a step: least used first, and then what still fits; of equals, the first in `songs`.
+def charge(tokens: int) -> int:
+    """Return what a step costs a song that takes so many tokens in it: all weights are read even for one."""
+    return tokens + _STEP_TOKENS
 
-    The least used one always goes, though it may be too much by itself, so no song is passed over but for others that
-    have had no more than it.
+
+def take_turn(songs: Sequence[T], *, max_songs: int, max_tokens: int) -> list[T]:
+    """Choose the songs of a step: least used first, as many as fit; of equals, the first in `songs`.
+
+    The least used one always goes, though it may be too much by itself. None goes before one that has had less, though
+    it would fit: else small ones could keep a large one waiting for ever.
     """
     chosen: list[T] = []
     tokens_left = max_tokens
-    for song in sorted(songs, key=lambda song: song.used):
-        if not chosen or (len(chosen) < max_songs and song.tokens <= tokens_left):
-            chosen.append(song)
-            tokens_left -= song.tokens
+    for song in sorted(songs, key=lambda song: song.used)[:max_songs]:
+        if chosen and song.tokens > tokens_left:
+            break
+        chosen.append(song)
+        tokens_left -= song.tokens
     return chosen
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soundstage_dit.engine import DenoiseError, DitEngine
+from soundstage_dit.engine import DenoiseError, DitEngine, SongTooLargeError
+from soundstage_dit.memory import estimate_bytes
 from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.sampler import schedule
-from soundstage_dit.song import Diffusion, Song
+from soundstage_dit.scheduler import Queued
+from soundstage_dit.song import Cover, Diffusion, Edit, Guidance, Repaint, Sampler, Song, TextToMusic
 from soundstage_dit.weights import LoadedModel
+from soundstage_runtime.errors import OverloadedError
 from soundstage_runtime.worker import Worker
 
 # One matrix product over another number of rows adds in another order.
@@ -28,17 +32,39 @@ TOLERANCE = 1e-5
 words = st.text(alphabet="abc ,\nあ", max_size=60)
 
 
+UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+# Mostly short, so that a hundred mixes take seconds.
+lengths = st.one_of(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(41, 300))
+rarely = st.integers(0, 59).map(lambda number: number == 0)
+
+
 @st.composite
 def songs(draw: st.DrawFn) -> Song:
-    """Any small song."""
-    frames = draw(st.integers(1, 90))
+    """Any song of one or two steps."""
+    frames = draw(st.integers(1500, 3000)) if draw(rarely) else draw(lengths)
+    seed = draw(st.integers(0, 2**32 - 1))
+    source = np.random.default_rng(seed).standard_normal((frames, 64), np.float32)
+    start = draw(st.integers(0, frames - 1))
+    repaint = Repaint(start=start, end=frames, injection=0.5, blend_frames=draw(st.integers(0, 9)))
+    cover = Cover(strength=draw(st.sampled_from([0.0, 0.5, 1.0])))
+    task = draw(
+        st.sampled_from([TextToMusic(), TextToMusic(), cover, repaint, Edit(source_caption="", source_lyrics="la")])
+    )
+    has_codes = draw(st.booleans()) and isinstance(task, TextToMusic)
+    codes = st.lists(st.integers(0, 63_999), max_size=min(20, -(-frames // 5)))
     return Song(
         caption=draw(words),
         lyrics=draw(words),
         num_frames=frames,
-        seed=draw(st.integers(0, 2**32 - 1)),
-        codes=tuple(draw(st.lists(st.integers(0, 63_999), max_size=-(-frames // 5)))),
-        diffusion=Diffusion(times=tuple(schedule(draw(st.integers(1, 4)), draw(st.floats(1, 5))))),
+        seed=seed,
+        codes=tuple(draw(codes)) if has_codes else (),
+        task=task,
+        source=None if isinstance(task, TextToMusic) else source,
+        diffusion=Diffusion(
+            times=tuple(schedule(draw(st.integers(1, 2)), draw(st.floats(1, 5)))),
+            sampler=draw(st.sampled_from(Sampler)),
+            guidance=Guidance(scale=draw(st.sampled_from([1.0, 1.0, 3.0]))),
+        ),
     )
 
 
@@ -49,6 +75,7 @@ class Stepwise:
         self.remember = dit.remember
         self.shape = dit.shape
         self.batches: list[int] = []
+        self.last = 0  # how long the last song of the latest step is
         self.failures: list[Exception] = []
         self._dit = dit
         self._leave = threading.Semaphore(0)
@@ -71,6 +98,7 @@ class Stepwise:
         adaptations: Sequence[Sequence[Adaptation]] | None = None,
     ) -> list[Tensor]:
         self.batches.append(len(latents))
+        self.last = len(latents[-1])
         self._entered.release()
         self._leave.acquire()
         if self.failures:
@@ -78,15 +106,15 @@ class Stepwise:
         return self._dit(latents, times, contexts, memories, adaptations)
 
 
-def stepwise(model: LoadedModel, *, max_batch: int = 4) -> tuple[Stepwise, DitEngine]:
+def stepwise(model: LoadedModel, **limits: Any) -> tuple[Stepwise, DitEngine]:
     """An engine whose steps a test lets through."""
     steps = Stepwise(model.dit)
-    return steps, DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"), max_batch=max_batch)
+    return steps, DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"), **limits)
 
 
 async def finish(engine: DitEngine, song: Song) -> NDArray[np.float32]:
     """Denoise to the end; checks the progress on the way."""
-    *steps, latents = [event async for event in engine.denoise(song)]
+    *steps, latents = [event async for event in engine.denoise(song) if not isinstance(event, Queued)]
     assert steps == list(range(1, song.diffusion.steps + 1))
     assert isinstance(latents, np.ndarray)
     return latents
@@ -103,11 +131,13 @@ def song_of(frames: int, steps: int, seed: int = 0) -> Song:
     )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(mix=st.lists(songs(), min_size=2, max_size=5), max_batch=st.integers(2, 5))
-def test_a_song_in_a_batch_equals_the_song_alone(model: LoadedModel, mix: list[Song], max_batch: int) -> None:
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=UNHURRIED)
+@given(mix=st.lists(songs(), min_size=2, max_size=3), max_batch=st.integers(2, 5), max_tokens=st.integers(10, 4000))
+def test_a_song_in_a_batch_equals_the_song_alone(
+    model: LoadedModel, mix: list[Song], max_batch: int, max_tokens: int
+) -> None:
     async def compare() -> None:
-        engine = DitEngine(model, Worker("dit"), max_batch=max_batch)
+        engine = DitEngine(model, Worker("dit"), max_batch=max_batch, max_tokens=max_tokens, max_songs=2)
         together = await asyncio.gather(*(finish(engine, song) for song in mix))
         alone = [await finish(engine, song) for song in mix]
         assert engine.num_songs == 0
@@ -217,12 +247,199 @@ async def test_a_failed_step_fails_its_songs_and_the_next_ones_go_well(model: Lo
 
 async def test_latents_that_are_not_finite_are_an_error(model: LoadedModel) -> None:
     class Diverging(Stepwise):
-        def __call__(
-            self, latents: Sequence[Tensor], times: Tensor, contexts: Sequence[Tensor], memories: Sequence[Tensor]
-        ) -> list[Tensor]:
+        def __call__(self, latents: Sequence[Tensor], *_: Any) -> list[Tensor]:
             return [torch.full_like(song, torch.nan) for song in latents]
 
     engine = DitEngine(replace(model, dit=cast(Dit, Diverging(model.dit))), Worker("dit"), max_batch=1)
     with pytest.raises(DenoiseError, match="not finite"):
         await finish(engine, song_of(4, steps=1))
+    engine.close()
+
+
+@pytest.mark.parametrize("last_step", range(1, 6))
+async def test_a_song_cancelled_at_any_step_changes_no_other(model: LoadedModel, last_step: int) -> None:
+    engine = DitEngine(model, Worker("dit"))
+    staying = [song_of(70, steps=5, seed=1), song_of(9, steps=3, seed=2)]
+    together = [asyncio.create_task(finish(engine, song)) for song in staying]
+    leaving = engine.denoise(song_of(33, steps=6, seed=3))
+    async for event in leaving:
+        if event == last_step:
+            break
+    await leaving.aclose()
+    results = await asyncio.gather(*together)
+    assert engine.num_songs == 0
+    for result, song in zip(results, staying, strict=True):
+        np.testing.assert_allclose(result, await finish(engine, song), atol=TOLERANCE, rtol=TOLERANCE)
+    engine.close()
+
+
+class Watched(Stepwise):
+    """One that remembers every tensor it was given, but keeps none."""
+
+    def __init__(self, dit: Dit) -> None:
+        super().__init__(dit)
+        self.seen: dict[int, list[weakref.ref[Tensor]]] = {}
+
+    def __call__(
+        self,
+        latents: Sequence[Tensor],
+        times: Tensor,
+        contexts: Sequence[Tensor],
+        memories: Sequence[Tensor],
+        adaptations: Sequence[Sequence[Adaptation]] | None = None,
+    ) -> list[Tensor]:
+        for song in zip(latents, contexts, memories, strict=True):
+            self.seen.setdefault(len(song[0]), []).extend(map(weakref.ref, song))
+        return super().__call__(latents, times, contexts, memories, adaptations)
+
+    def num_alive(self, frames: int) -> int:
+        """Count the tensors of songs of that length."""
+        return sum(tensor() is not None for tensor in self.seen[frames])
+
+
+@pytest.mark.parametrize("max_batch", [1, 2])
+async def test_a_cancelled_songs_tensors_are_dropped_at_once(model: LoadedModel, max_batch: int) -> None:
+    steps = Watched(model.dit)
+    engine = DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"), max_batch=max_batch)
+    stay, leave = engine.denoise(song_of(40, steps=9, seed=1)), engine.denoise(song_of(30, steps=9, seed=2))
+    first = [asyncio.create_task(anext(song)) for song in (stay, leave)]
+    await steps.wait_for_step()
+    while not all(task.done() for task in first):
+        steps.allow(1)
+        await steps.wait_for_step()
+    # A step is in hand, of the staying song alone where only one goes at a time.
+    while max_batch == 1 and engine.num_songs == 2 and steps.last != 40:
+        steps.allow(1)
+        await steps.wait_for_step()
+    assert steps.num_alive(30) > 0
+    await leave.aclose()
+    if max_batch == 2:  # until its last step is done
+        steps.allow(1)
+        await steps.wait_for_step()
+    assert steps.num_alive(30) == 0
+    assert steps.num_alive(40) > 0
+    await stay.aclose()
+    steps.allow(100)
+    engine.close()
+
+
+async def test_a_song_that_fails_between_steps_fails_alone(model: LoadedModel) -> None:
+    class Misshapen(Stepwise):
+        def __call__(self, latents: Sequence[Tensor], *others: Any) -> list[Tensor]:
+            velocities = super().__call__(latents, *others)
+            return [velocity[1:] if len(velocity) == 13 else velocity for velocity in velocities]
+
+    steps = Misshapen(model.dit)
+    steps.allow(100)
+    engine = DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"))
+    good = asyncio.create_task(finish(engine, song_of(40, steps=4, seed=1)))
+    with pytest.raises(DenoiseError, match="the song failed between steps: RuntimeError"):
+        await finish(engine, song_of(13, steps=4, seed=2))
+    latents = await good
+    assert 2 in steps.batches
+    np.testing.assert_allclose(latents, await finish(engine, song_of(40, 4, 1)), atol=TOLERANCE, rtol=TOLERANCE)
+    assert engine.num_songs == 0
+    engine.close()
+
+
+async def test_a_song_that_cannot_be_prepared_fails_alone(model: LoadedModel) -> None:
+    steps, engine = stepwise(model)
+
+    def refuse(conditions: Tensor, adaptations: Sequence[Adaptation] = ()) -> Tensor:
+        steps.remember = model.dit.remember
+        raise RuntimeError("out of memory")
+
+    steps.remember = refuse
+    steps.allow(100)
+    first, second = (asyncio.create_task(finish(engine, song_of(20, steps=2, seed=seed))) for seed in (1, 2))
+    with pytest.raises(DenoiseError, match="RuntimeError"):
+        await first
+    assert (await second).shape == (20, 64)
+    engine.close()
+
+
+async def test_a_long_song_and_short_ones_take_turns(model: LoadedModel) -> None:
+    steps, engine = stepwise(model, max_tokens=600)
+    order: list[int] = []
+
+    async def note(song: Song) -> None:
+        async for event in engine.denoise(song):
+            if isinstance(event, int):
+                order.append(song.num_frames)
+
+    steps.allow(100)
+    await asyncio.gather(note(song_of(1200, steps=3)), note(song_of(40, steps=12)), note(song_of(4, steps=12)))
+    engine.close()
+    # The long one is charged 856 a step, the others 276 and 258: so many steps of theirs, between two of its own.
+    first, second, third = (index for index, frames in enumerate(order) if frames == 1200)
+    for short in (40, 4):
+        assert 3 <= order[first:second].count(short) <= 4
+        assert 3 <= order[second:third].count(short) <= 4
+
+
+async def test_songs_that_wait_learn_their_place(model: LoadedModel) -> None:
+    steps, engine = stepwise(model, max_songs=1)
+    steps.allow(1)
+    await finish(engine, song_of(20, steps=1))  # so that the time of a step is known
+    first = asyncio.create_task(finish(engine, song_of(20, steps=2, seed=1)))
+    await steps.wait_for_step()
+    await steps.wait_for_step()
+    second, third = (engine.denoise(song_of(20, steps=2, seed=seed)) for seed in (2, 3))
+    found = [await anext(second), await anext(third)]
+    assert [event.position for event in found if isinstance(event, Queued)] == [0, 1]
+    waits = [event.wait_s for event in found if isinstance(event, Queued)]
+    assert waits[1] == pytest.approx(2 * waits[0])
+    assert waits[0] > 0
+    assert (engine.num_songs, engine.num_waiting) == (1, 2)
+    await second.aclose()
+    moved = await anext(third)
+    assert isinstance(moved, Queued)
+    assert moved.position == 0
+    steps.allow(100)
+    await first
+    *rest, latents = [event async for event in third]
+    assert rest == [1, 2]
+    assert isinstance(latents, np.ndarray)
+    engine.close()
+
+
+async def test_one_song_more_than_may_wait_is_refused(model: LoadedModel) -> None:
+    steps, engine = stepwise(model, max_songs=1, max_waiting=1)
+    tasks = [asyncio.create_task(finish(engine, song_of(20, steps=1, seed=seed))) for seed in (1, 2)]
+    await steps.wait_for_step()
+    with pytest.raises(OverloadedError, match="1 songs are under way and 1 wait"):
+        await finish(engine, song_of(20, steps=1, seed=3))
+    steps.allow(100)
+    await asyncio.gather(*tasks)
+    engine.close()
+
+
+async def test_songs_wait_for_memory_and_one_that_never_fits_is_refused(model: LoadedModel) -> None:
+    song = song_of(400, steps=2)
+    size_bytes = estimate_bytes(song, model)
+    steps, engine = stepwise(model, max_songs_gb=1.5 * size_bytes / 1e9)
+    with pytest.raises(SongTooLargeError, match=r"a song of 4000 latent frames .* max_songs_gb is"):
+        await finish(engine, song_of(4000, steps=2))
+    tasks = [asyncio.create_task(finish(engine, song)) for _ in range(3)]
+    steps.allow(100)
+    await asyncio.gather(*tasks)
+    engine.close()
+    assert steps.batches == [1] * 6
+
+
+async def test_the_memory_of_a_song_is_no_more_than_estimated(model: LoadedModel) -> None:
+    song = replace(
+        song_of(300, steps=2), diffusion=Diffusion(times=tuple(schedule(2, 3.0)), guidance=Guidance(scale=3.0))
+    )
+    steps = Watched(model.dit)
+    engine = DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"))
+    events = engine.denoise(song)
+    first = asyncio.create_task(anext(events))
+    await steps.wait_for_step()
+    steps.allow(1)
+    await first
+    held = {id(tensor): tensor.nbytes for tensor in (each() for each in steps.seen[300]) if tensor is not None}
+    assert 0 < sum(held.values()) <= estimate_bytes(song, model)
+    await events.aclose()
+    steps.allow(100)
     engine.close()
