@@ -6,6 +6,7 @@ from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
 from soundstage_dit.adapters import Adapters
 from soundstage_dit.engine import DitEngine
+from soundstage_dit.quantization import quantize
 from soundstage_dit.servicer import offer, warm_up
 from soundstage_dit.settings import DitSettings
 from soundstage_dit.weights import load, text_encoder_beside
@@ -25,6 +26,7 @@ async def main(settings: DitSettings) -> None:
     text_encoder = locate(beside) if beside else None
     worker = Worker("dit")
     loaded = await worker.run(load, folder, text_encoder=text_encoder, device=device, dtype=dtype)
+    await worker.run(quantize, loaded.dit, settings.quantization)
     await worker.run(loaded.dit.pack_weights)
     model = StageModel(
         name=Path(settings.model).name,

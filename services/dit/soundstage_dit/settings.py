@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from soundstage_dit.quantization import Quantization
 from soundstage_runtime.settings import StageSettings
 
 
@@ -16,6 +17,9 @@ class DitSettings(StageSettings):
     port: int = Field(50052, ge=0, le=65535, description="port to listen on; 0 takes a free one and logs it")
     text_encoder: str = Field(
         "", description="directory or hub id of the text encoder; empty takes the one in or beside the model"
+    )
+    quantization: Quantization = Field(
+        "none", description="none, int8 or fp8: weights of one byte, half the memory of 16 bits; needs torchao"
     )
     max_batch: int = Field(8, ge=1, description="songs computed in one step; the others wait for a later one")
     max_tokens: int = Field(
