@@ -82,6 +82,25 @@ class Rough(Request):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Words said of codes; empty ones say nothing. `spread` is the gain of a token that scores well, in nats."""
+
+    codes: tuple[int, ...]
+    caption: str
+    lyrics: str
+    metadata: Metadata
+    spread: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Likelihood:
+    """How well the parts of a claim fit, by name, and all of it; 0 to 1."""
+
+    parts: dict[str, float]
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
     """One settled field, named as in Metadata, as it stands in the chain of thought."""
 

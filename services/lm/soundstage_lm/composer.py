@@ -6,9 +6,22 @@ from contextlib import aclosing
 from dataclasses import fields, replace
 from typing import Final
 
-from soundstage_lm import cot
+from soundstage_lm import cot, scoring
 from soundstage_lm.answer import Answer, clean, read_answer, thought_of
-from soundstage_lm.brief import Brief, CodeRun, Field, Idea, Listening, Metadata, Plan, Request, Rough, Song
+from soundstage_lm.brief import (
+    Brief,
+    Claim,
+    CodeRun,
+    Field,
+    Idea,
+    Likelihood,
+    Listening,
+    Metadata,
+    Plan,
+    Request,
+    Rough,
+    Song,
+)
 from soundstage_lm.prompts import (
     Prompt,
     codes_prompt,
@@ -19,6 +32,7 @@ from soundstage_lm.prompts import (
     unguided_prompt,
 )
 from soundstage_lm.rules import CodesRule, Rule, ThoughtRule
+from soundstage_lm.scoring import Judge, ScoringUnavailableError
 from soundstage_lm.tokenizer import PlannerTokenizer
 from soundstage_lm.writer import Text, Writer
 from soundstage_runtime.errors import InvalidRequestError, Violation
@@ -32,11 +46,22 @@ class Composer:
     """Plans songs. Songs share the writer and nothing else."""
 
     def __init__(
-        self, writer: Writer, tokenizer: PlannerTokenizer, *, fingerprint: str, max_duration_s: int, max_tokens: int
+        self,
+        writer: Writer,
+        tokenizer: PlannerTokenizer,
+        *,
+        fingerprint: str,
+        max_duration_s: int,
+        max_tokens: int,
+        judge: Judge | None = None,
     ) -> None:
-        """Take an engine, and the tokens that it can hold of one text, prompt and answer together."""
+        """Take an engine, and the tokens that it can hold of one text, prompt and answer together.
+
+        `judge` is None where the engine cannot score.
+        """
         self._writer, self._tokenizer = writer, tokenizer
         self._max_duration_s, self._max_tokens = max_duration_s, max_tokens
+        self._judge = judge
         self.fingerprint = fingerprint
 
     async def compose(self, brief: Brief) -> AsyncGenerator[Field | Plan | CodeRun, None]:
@@ -68,9 +93,7 @@ class Composer:
 
     async def understand(self, listening: Listening) -> Song:
         """Describe what codes sound like. Raises InvalidRequestError when the model has none such, or no room."""
-        unknown = set(listening.codes).difference(self._tokenizer.code_of.values())
-        if unknown:
-            raise _refusal("codes", f"holds {min(unknown)}, which is no code of the loaded model")
+        self._check_codes(listening.codes)
         heard = Metadata(duration_s=max(1.0, len(listening.codes) / CODE_RATE_HZ))
         answer = await self._describe(listening, understand_prompt(listening.codes), heard, field="codes")
         return Song(metadata=_fill(heard, answer.metadata), lyrics=answer.lyrics)
@@ -91,6 +114,22 @@ class Composer:
         return Song(
             metadata=replace(metadata, caption=metadata.caption or rough.caption), lyrics=answer.lyrics or rough.lyrics
         )
+
+    async def score(self, claim: Claim) -> Likelihood:
+        """Say how well words fit codes. Raises ScoringUnavailableError, and InvalidRequestError as `understand`."""
+        if self._judge is None:
+            raise ScoringUnavailableError(
+                "the vllm engine, which runs the planner, reads prompts whole and has no room for all their logits; "
+                "start the lm stage with --engine torch to score"
+            )
+        self._check_codes(claim.codes)
+        parts = await scoring.score(claim, self._judge, self._tokenizer, max_tokens=self._max_tokens)
+        return Likelihood(parts=parts, total=scoring.total(parts))
+
+    def _check_codes(self, codes: Sequence[int]) -> None:
+        unknown = set(codes).difference(self._tokenizer.code_of.values())
+        if unknown:
+            raise _refusal("codes", f"holds {min(unknown)}, which is no code of the loaded model")
 
     async def _think(self, brief: Brief) -> AsyncGenerator[Field | Metadata, None]:
         """Have the model write the metadata: every field as soon as it is settled, then what it wrote."""

@@ -16,8 +16,10 @@ from soundstage_device.device import choose_device
 from soundstage_lm.composer import Composer
 from soundstage_lm.engine_choice import Card, DtypeChoice, choose_engine
 from soundstage_lm.grammar import Grammar
+from soundstage_lm.scoring import Judge
 from soundstage_lm.settings import LmSettings
 from soundstage_lm.torch_engine import TorchWriter
+from soundstage_lm.torch_judge import TorchJudge
 from soundstage_lm.weights import Outline, load_checkpoint, load_outline
 from soundstage_lm.writer import Writer
 from soundstage_runtime.checkpoint import locate
@@ -43,6 +45,7 @@ class _Engine:
     max_tokens: int
     close: Callable[[], None]
     lost: Callable[[], Coroutine[Any, Any, str]] | None = None  # returns when it is, where that can happen
+    judge: Judge | None = None  # where it can score
 
 
 async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
@@ -75,6 +78,7 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
         engine = _Engine(
             writer=TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb),
             max_tokens=outline.config.max_position_embeddings,
+            judge=TorchJudge(checkpoint, worker),
             close=worker.close,
         )
     composer = Composer(
@@ -83,6 +87,7 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
         fingerprint=outline.fingerprint,
         max_duration_s=settings.max_duration_s,
         max_tokens=engine.max_tokens,
+        judge=engine.judge,
     )
     model = StageModel(
         name=Path(settings.model).name,

@@ -67,6 +67,11 @@ def understand_prompt(codes: Sequence[int]) -> Prompt:
     return _turns(_UNDERSTAND, Codes(codes))
 
 
+def unheard_prompt() -> Prompt:
+    """Ask for the description of what is not heard."""
+    return _turns(_UNDERSTAND, NO_INPUT)
+
+
 def draft_prompt(query: str, *, is_instrumental: bool) -> Prompt:
     """Ask for a song's text of a few words."""
     is_told = "true" if is_instrumental else "false"

@@ -16,6 +16,8 @@ from soundstage.stage.v1.lm_service_pb2 import (
     DraftResponse,
     PolishRequest,
     PolishResponse,
+    ScoreRequest,
+    ScoreResponse,
     UnderstandRequest,
     UnderstandResponse,
 )
@@ -25,9 +27,10 @@ from soundstage.stage.v1.lm_service_pb2_grpc import (
     add_LmServiceServicer_to_server,
 )
 from soundstage.stage.v1.stage_service_pb2 import StageModel
-from soundstage.type.v1.score_pb2 import ORIGIN_LM, ORIGIN_USER, PlanField, SongMetadata, SongText
-from soundstage_lm.brief import Brief, CodeRun, Field, Idea, Listening, Metadata, Plan, Rough, Song
-from soundstage_lm.request import read_compose, read_draft, read_polish, read_understand
+from soundstage.type.v1.score_pb2 import ORIGIN_LM, ORIGIN_USER, LikelihoodPart, PlanField, SongMetadata, SongText
+from soundstage.type.v1.score_pb2 import Likelihood as LikelihoodMessage
+from soundstage_lm.brief import Brief, Claim, CodeRun, Field, Idea, Likelihood, Listening, Metadata, Plan, Rough, Song
+from soundstage_lm.request import read_compose, read_draft, read_polish, read_score, read_understand
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
 from soundstage_runtime.serve import Service
@@ -46,6 +49,8 @@ class Planner(Protocol):
     async def draft(self, idea: Idea) -> Song: ...
 
     async def polish(self, rough: Rough) -> Song: ...
+
+    async def score(self, claim: Claim) -> Likelihood: ...
 
 
 class LmServicer(LmServiceServicer):
@@ -84,6 +89,14 @@ class LmServicer(LmServiceServicer):
         rough = read_polish(request, max_duration_s=self._max_duration_s)
         async with self._enter(request.model_fingerprint):
             return PolishResponse(text=_write_song(await self._planner.polish(rough)))
+
+    async def Score(self, request: ScoreRequest, context: "grpc.aio.ServicerContext[Any, Any]") -> ScoreResponse:
+        """See lm_service.proto."""
+        claim = read_score(request, max_duration_s=self._max_duration_s)
+        async with self._enter(request.model_fingerprint):
+            likelihood = await self._planner.score(claim)
+        parts = [LikelihoodPart(name=name, score=score) for name, score in likelihood.parts.items()]
+        return ScoreResponse(likelihood=LikelihoodMessage(total=likelihood.total, parts=parts))
 
     def _enter(self, fingerprint: str) -> AbstractAsyncContextManager[None]:
         check_fingerprint(fingerprint, self._planner.fingerprint)

@@ -80,7 +80,13 @@ class Reference:
 
 def make_composer(checkpoint: Checkpoint, writer: TorchWriter, **changes: int) -> Composer:
     limits = {"max_duration_s": 600, "max_tokens": 40_960} | changes
-    return Composer(writer, checkpoint.tokenizer, fingerprint="f", **limits)
+    return Composer(
+        writer,
+        checkpoint.tokenizer,
+        fingerprint="f",
+        max_duration_s=limits["max_duration_s"],
+        max_tokens=limits["max_tokens"],
+    )
 
 
 @pytest.fixture(scope="module")

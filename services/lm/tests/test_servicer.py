@@ -18,6 +18,7 @@ from soundstage.stage.v1.lm_service_pb2 import (
     ComposeResponse,
     DraftRequest,
     PolishRequest,
+    ScoreRequest,
     UnderstandRequest,
 )
 from soundstage.stage.v1.lm_service_pb2_grpc import LmServiceStub
@@ -25,7 +26,20 @@ from soundstage.stage.v1.stage_service_pb2 import DescribeRequest, StageModel
 from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceStub
 from soundstage.type.v1.options_pb2 import SamplingOptions
 from soundstage.type.v1.score_pb2 import ORIGIN_LM, ORIGIN_USER, PlanField, SongMetadata, SongText
-from soundstage_lm.brief import Brief, CodeRun, Field, Idea, Listening, Metadata, Plan, Rough, Sampling, Song
+from soundstage_lm.brief import (
+    Brief,
+    Claim,
+    CodeRun,
+    Field,
+    Idea,
+    Likelihood,
+    Listening,
+    Metadata,
+    Plan,
+    Rough,
+    Sampling,
+    Song,
+)
 from soundstage_lm.composer import Composer
 from soundstage_lm.engine import load_composer
 from soundstage_lm.servicer import Planner, offer, warm_up
@@ -44,7 +58,7 @@ class Echo:
     """Answers what it is asked, and keeps it."""
 
     fingerprint = "f"
-    heard: Brief | Listening | Idea | Rough | None = None
+    heard: Brief | Listening | Idea | Rough | Claim | None = None
 
     async def compose(self, brief: Brief) -> AsyncGenerator[Field | Plan | CodeRun, None]:
         self.heard = brief
@@ -65,6 +79,10 @@ class Echo:
     async def polish(self, rough: Rough) -> Song:
         self.heard = rough
         return SONG_TEXT
+
+    async def score(self, claim: Claim) -> Likelihood:
+        self.heard = claim
+        return Likelihood(parts={"caption": 0.25, "bpm": 1.0}, total=0.5)
 
 
 class Stuck(Echo):
@@ -117,6 +135,20 @@ def violations(error: grpc.aio.AioRpcError) -> dict[str, str]:
     status.ParseFromString(bytes(trailers["grpc-status-details-bin"]))  # type: ignore[arg-type]
     assert any(detail.Unpack(bad) for detail in status.details)
     return {violation.field: violation.description for violation in bad.field_violations}
+
+
+async def test_a_score_is_asked_for_whole_and_answered_part_by_part() -> None:
+    echo = Echo()
+    async with serving(echo) as channel:
+        request = ScoreRequest(codes=[1, 2], caption=" soft ", metadata=SongMetadata(key_scale="Am"), spread=0.5)
+        answer = await LmServiceStub(channel).Score(request)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await LmServiceStub(channel).Score(ScoreRequest(codes=[1], caption="a", model_fingerprint="other"))
+    metadata = Metadata(key_scale="A minor")
+    assert echo.heard == Claim(codes=(1, 2), caption="soft", lyrics="", metadata=metadata, spread=0.5)
+    assert [(part.name, part.score) for part in answer.likelihood.parts] == [("caption", 0.25), ("bpm", 1.0)]
+    assert answer.likelihood.total == 0.5
+    assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_answers_the_plan_then_exactly_its_codes(composer: Composer) -> None:

@@ -134,11 +134,18 @@ class Qwen3(nn.Module):
     def read(self, cache: KvCache, spans: Sequence[Span]) -> Tensor:
         """Read spans, those of a single token first; returns each one's last normed hidden state [spans, hidden]."""
         run = Pass(cache, spans)
+        return self.norm(self._run(run)[run.ends])
+
+    def read_all(self, cache: KvCache, span: Span) -> Tensor:
+        """Read a span; returns the normed hidden states of all its tokens [tokens, hidden]."""
+        return self.norm(self._run(Pass(cache, [span])))
+
+    def _run(self, run: Pass) -> Tensor:
         x = self.embed_tokens(run.token_ids).float()
         turn = angles(run.positions, self.config, self.embed_tokens.weight.dtype)
         for layer in self.layers:
             x = layer(x, turn, run)
-        return self.norm(x[run.ends])
+        return x
 
 
 def angles(positions: Tensor, config: Qwen3Config, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
