@@ -5,7 +5,7 @@ from typing import Final, Literal
 from soundstage.type.v1 import options_pb2
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage_dit.architecture import is_turbo
-from soundstage_dit.sampler import custom_times, nearest_turbo_times, schedule
+from soundstage_dit.schedule import custom_times, nearest_turbo_times, schedule
 from soundstage_dit.song import Diffusion, Guidance, GuidanceMethod, Retake, Sampler, Wavelet
 
 TURBO_STEPS, TURBO_SHIFT = 8, 3.0

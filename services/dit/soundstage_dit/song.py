@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from soundstage_dit.sampler import schedule
+from soundstage_dit.schedule import schedule
 
 Latents = NDArray[np.float32]  # [frames, channels]
 REFERENCE_FRAMES: Final = 750  # 30 s

@@ -25,7 +25,7 @@ from soundstage.type.v1.options_pb2 import AdapterUse, DiffusionOptions
 from soundstage_dit.adapter_file import adaptable
 from soundstage_dit.adapters import AdapterExistsError, AdapterNotFoundError, Adapters, NoAdapterFolderError
 from soundstage_dit.engine import DitEngine
-from soundstage_dit.sampler import schedule
+from soundstage_dit.schedule import schedule
 from soundstage_dit.song import Diffusion, Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import InvalidRequestError, OverloadedError

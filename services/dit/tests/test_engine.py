@@ -19,7 +19,7 @@ from soundstage_dit.engine import DenoiseError, DitEngine, SongTooLargeError
 from soundstage_dit.memory import estimate_bytes
 from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.model.dit import Dit
-from soundstage_dit.sampler import schedule
+from soundstage_dit.schedule import schedule
 from soundstage_dit.scheduler import Queued
 from soundstage_dit.song import Cover, Diffusion, Edit, Guidance, Repaint, Sampler, Song, TextToMusic
 from soundstage_dit.weights import LoadedModel

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from soundstage_dit.engine import DitEngine
-from soundstage_dit.sampler import draw_noise, schedule
+from soundstage_dit.sampler import draw_noise
+from soundstage_dit.schedule import schedule
 from soundstage_dit.song import (
     Complete,
     Cover,

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soundstage_dit.sampler import (
-    TURBO_TIMES,
     Purpose,
     WaveletMode,
     band_weights,
@@ -19,20 +18,18 @@ from soundstage_dit.sampler import (
     bounded,
     cleaned,
     correct_bands,
-    custom_times,
     draw_noise,
     draw_noises,
     euler,
     inject,
-    nearest_turbo_times,
     noised,
     rescale,
     retake,
-    schedule,
     smoothed,
     start_from,
     switch_step,
 )
+from soundstage_dit.schedule import TURBO_TIMES, custom_times, nearest_turbo_times, schedule
 
 falling_times = st.lists(st.floats(0.001, 1), min_size=1, max_size=20).map(lambda times: sorted(times, reverse=True))
 

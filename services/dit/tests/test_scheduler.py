@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundstage_dit.sampler import schedule
+from soundstage_dit.schedule import schedule
 from soundstage_dit.scheduler import Load, Room, charge, take_turn, tokens_until_room, total_tokens
 from soundstage_dit.song import Diffusion, Edit, Guidance, Sampler, Song, Task, TextToMusic
 

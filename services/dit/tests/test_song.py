@@ -13,7 +13,7 @@ from soundstage.type.v1 import task_pb2 as tasks
 from soundstage.type.v1.options_pb2 import AdapterUse, DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_dit.request import read_song
-from soundstage_dit.sampler import schedule
+from soundstage_dit.schedule import schedule
 from soundstage_dit.song import (
     Complete,
     Cover,

@@ -33,7 +33,7 @@ from soundstage.type.v1.tensor_pb2 import Tensor as WireTensor
 from soundstage_dit.alignment import Alignment
 from soundstage_dit.engine import DitEngine, TokenizeError
 from soundstage_dit.model.codes import CodeEncoder
-from soundstage_dit.sampler import schedule
+from soundstage_dit.schedule import schedule
 from soundstage_dit.song import Diffusion, Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import read_details

@@ -21,8 +21,8 @@ from soundstage_dit.sampler import (
     euler,
     noised,
     retake,
-    schedule,
 )
+from soundstage_dit.schedule import schedule
 from soundstage_dit.song import (
     Cover,
     Diffusion,
