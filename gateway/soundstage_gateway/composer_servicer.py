@@ -20,19 +20,27 @@ from soundstage.music.v1.composer_service_pb2 import (
     PlanStarted,
     PolishSongRequest,
     PolishSongResponse,
+    ScoreSongRequest,
+    ScoreSongResponse,
 )
 from soundstage.music.v1.composer_service_pb2_grpc import ComposerServiceServicer
 from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, STAGE_VAE, Stage
 from soundstage.stage.v1.dit_service_pb2 import TokenizeRequest, TokenizeSetup
-from soundstage.stage.v1.lm_service_pb2 import ComposeResponse, DraftRequest, PolishRequest, UnderstandRequest
+from soundstage.stage.v1.lm_service_pb2 import (
+    ComposeResponse,
+    DraftRequest,
+    PolishRequest,
+    ScoreRequest,
+    UnderstandRequest,
+)
 from soundstage.stage.v1.vae_service_pb2 import EncodeRequest, EncodeResponse, EncodeSetup
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_gateway.order import check_codes, check_words
 from soundstage_gateway.song import compose_request, public_plan
 from soundstage_gateway.stages import Stages, ask, ask_once
 from soundstage_runtime.admission import Admission
-from soundstage_runtime.score import INSTRUMENTAL, LATENTS_PER_CODE, MAX_LATENT_FRAMES, SAMPLES_PER_LATENT
-from soundstage_runtime.validation import MAX_CAPTION_CHARS, Checks
+from soundstage_runtime.score import INSTRUMENTAL, LATENTS_PER_CODE, MAX_LATENT_FRAMES, SAMPLES_PER_LATENT, SPREAD_RANGE
+from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _SHORTEST_FRAMES = SAMPLES_PER_LATENT * LATENTS_PER_CODE
@@ -129,6 +137,27 @@ class ComposerServicer(ComposerServiceServicer):
             understand = UnderstandRequest(codes=codes, sampling=setup.sampling, seed=seed)
             answer = await ask_once(STAGE_LM, self._stages.lm.Understand, understand)
         return DescribeAudioResponse(text=answer.text, seed=seed, codes=codes)
+
+    async def ScoreSong(self, request: ScoreSongRequest, context: Context) -> ScoreSongResponse:
+        """See composer_service.proto."""
+        checks = Checks()
+        if not request.codes:
+            checks.refuse("codes", "is empty; give the audio codes of a plan or a description")
+        check_codes(checks, "codes", request.codes)
+        checks.text("caption", request.caption, max_chars=MAX_CAPTION_CHARS)
+        checks.text("lyrics", request.lyrics, max_chars=MAX_LYRICS_CHARS)
+        metadata = checks.metadata(request.metadata)
+        if not (request.caption.strip() or request.lyrics.strip() or metadata.ListFields()):
+            checks.refuse("caption", "is empty, and so are lyrics and metadata; say in one of them what to score")
+        if request.HasField("spread"):
+            checks.number("spread", request.spread, *SPREAD_RANGE)
+        checks.finish()
+        score = ScoreRequest(codes=request.codes, caption=request.caption, lyrics=request.lyrics, metadata=metadata)
+        if request.HasField("spread"):
+            score.spread = request.spread
+        async with self._admission.enter():
+            answer = await ask_once(STAGE_LM, self._stages.lm.Score, score)
+        return ScoreSongResponse(likelihood=answer.likelihood)
 
     async def _listen(self, setup: DescribeAudioSetup, requests: AsyncIterator[DescribeAudioRequest]) -> list[int]:
         """Turn audio into codes: encode it, then tokenize the latents."""

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import grpc.aio
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from soundstage.stage.v1 import (
     vae_service_pb2_grpc,
 )
 from soundstage.stage.v1.dit_service_pb2 import (
+    Adapter,
     AlignRequest,
     AlignResponse,
     DenoiseDone,
@@ -25,8 +27,14 @@ from soundstage.stage.v1.dit_service_pb2 import (
     DenoiseQueued,
     DenoiseRequest,
     DenoiseResponse,
+    ListAdaptersRequest,
+    ListAdaptersResponse,
+    LoadAdapterRequest,
+    LoadAdapterResponse,
     TokenizeRequest,
     TokenizeResponse,
+    UnloadAdapterRequest,
+    UnloadAdapterResponse,
 )
 from soundstage.stage.v1.lm_service_pb2 import (
     CodeChunk,
@@ -37,13 +45,15 @@ from soundstage.stage.v1.lm_service_pb2 import (
     DraftResponse,
     PolishRequest,
     PolishResponse,
+    ScoreRequest,
+    ScoreResponse,
     UnderstandRequest,
     UnderstandResponse,
 )
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, EncodeRequest, EncodeResponse
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
-from soundstage.type.v1.score_pb2 import ORIGIN_LM, LyricLine, PlanField, SongText
+from soundstage.type.v1.score_pb2 import ORIGIN_LM, Likelihood, LikelihoodPart, LyricLine, PlanField, SongText
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.servicer import offer, warm_up
@@ -85,6 +95,8 @@ class Steady:
     audio: list[Samples] = field(default_factory=list["Samples"])
     metadata: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     remaining_s: list[float | None] = field(default_factory=list[float | None])
+    variant: str = "fake"
+    adapters: set[str] = field(default_factory=set[str])
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -116,19 +128,25 @@ class Steady:
             codes = [(request.seed + code) % 64000 for code in range(first, min(first + 5, plan.code_count))]
             yield ComposeResponse(codes=CodeChunk(first_code=first, codes=codes))
 
-    async def Score(self, request: object, context: Context) -> None:
-        raise NotImplementedError
-
     async def Align(self, request: AlignRequest, context: Context) -> AlignResponse:
         self.note(context)
         # It sings the handle that it is asked for.
         lines = [LyricLine(text="[verse]", end_s=1), LyricLine(text=request.handle, start_s=83.456, end_s=84)]
         return AlignResponse(lines=lines, score=0.5)
 
-    async def ListAdapters(self, request: object, context: Context) -> None:
-        raise NotImplementedError
+    async def ListAdapters(self, request: ListAdaptersRequest, context: Context) -> ListAdaptersResponse:
+        return ListAdaptersResponse(adapters=[Adapter(name=name, kind="lora") for name in sorted(self.adapters)])
 
-    LoadAdapter = UnloadAdapter = ListAdapters
+    async def LoadAdapter(self, request: LoadAdapterRequest, context: Context) -> LoadAdapterResponse:
+        self.requests.append(request)
+        self.adapters.add(request.name)
+        return LoadAdapterResponse(adapter=Adapter(name=request.name, kind="lora", rank=8, size_bytes=1024))
+
+    async def UnloadAdapter(self, request: UnloadAdapterRequest, context: Context) -> UnloadAdapterResponse:
+        if request.name not in self.adapters:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"name is {request.name!r}, which is not loaded")
+        self.adapters.remove(request.name)
+        return UnloadAdapterResponse()
 
     async def Denoise(
         self, request_iterator: AsyncIterator[DenoiseRequest], context: Context
@@ -222,6 +240,12 @@ class Steady:
         await self.between()
         return PolishResponse(text=SongText(caption=request.caption.upper(), metadata=request.metadata))
 
+    async def Score(self, request: ScoreRequest, context: Context) -> ScoreResponse:
+        self.requests.append(request)
+        self.note(context)
+        await self.between()
+        return ScoreResponse(likelihood=Likelihood(total=0.25, parts=[LikelihoodPart(name="caption", score=0.25)]))
+
 
 class Stuck(Steady):
     """A stage that begins and never ends, and notes when it is cancelled."""
@@ -250,7 +274,9 @@ _ADD: dict[str, Callable[[Any, grpc.aio.Server], None]] = {
 
 def serve_stage(stage: Steady, *, port: int = 0, max_duration_s: float = 600.0) -> Server:
     """A server for a fake stage."""
-    model = StageModel(name=f"{stage.name}-model", variant="fake", model_fingerprint=f"{stage.name}-print", dtype="f4")
+    model = StageModel(
+        name=f"{stage.name}-model", variant=stage.variant, model_fingerprint=f"{stage.name}-print", dtype="f4"
+    )
     card = StageServicer(
         stage.name,
         models=[model],
