@@ -1,12 +1,9 @@
 """Weights in one byte a number, by torchao: half the memory of 16 bits. Arithmetic keeps its type."""
 
-from typing import Literal
-
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.model.linear import Linear
+from soundstage_dit.settings import Quantization
 from soundstage_runtime.errors import StartError
-
-Quantization = Literal["none", "int8", "fp8"]
 
 
 class QuantizationError(StartError):

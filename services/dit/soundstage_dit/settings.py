@@ -1,12 +1,14 @@
 """Settings of the diffusion process: flags, or environment variables that begin with SOUNDSTAGE_DIT_."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from soundstage_dit.quantization import Quantization
 from soundstage_runtime.settings import StageSettings
+
+Quantization = Literal["none", "int8", "fp8"]
 
 
 class DitSettings(StageSettings):

@@ -11,7 +11,8 @@ from soundstage_dit.adapter_file import adaptable
 from soundstage_dit.model.adapter import Adaptation, LowRank
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.model.linear import Linear
-from soundstage_dit.quantization import Quantization, quantize
+from soundstage_dit.quantization import quantize
+from soundstage_dit.settings import Quantization
 from soundstage_dit.weights import LoadedModel
 
 # The same weights, scaled before or after a product, in float32.
