@@ -17,16 +17,20 @@ from soundfile import LibsndfileError
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOptions
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
-from soundstage.type.v1.options_pb2 import DiffusionOptions
+from soundstage.type.v1.options_pb2 import DiffusionOptions, Guidance
 from soundstage_cli import options
 from soundstage_cli.align import app as align_app
 from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.compose import app as compose_app
 from soundstage_cli.demo import DemoFailedError, run_demo
 from soundstage_cli.generate import generate as make_song
+from soundstage_cli.generate import send_files
 from soundstage_cli.models import Models, ModelsError, find_models
 from soundstage_cli.sinks import RawPipe, Sink, WavFile
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
+from soundstage_cli.take import Take
+from soundstage_cli.task import read_adapters, read_sampler, read_task
+from soundstage_cli.upload import check_file
 from soundstage_cli.view import show_error, show_stack, show_timeline
 
 _SAMPLE_FORMATS = {"s16": SAMPLE_FORMAT_S16, "f32": SAMPLE_FORMAT_F32}
@@ -139,6 +143,20 @@ def generate(
     plan: Annotated[bool, typer.Option(help="let the language model plan the song")] = True,
     rewrite_caption: Annotated[bool, typer.Option(help="let it write a caption of its own")] = True,
     steps: options.Steps = None,
+    shift: options.Shift = None,
+    sampler: options.SamplerName = None,
+    guidance_scale: options.GuidanceScale = None,
+    adapter: options.Adapters = None,
+    task: options.TaskName = None,
+    source: options.Source = None,
+    reference: options.References = None,
+    start: options.Start = None,
+    end: options.End = None,
+    track: options.Tracks = None,
+    strength: options.Strength = None,
+    mode: options.Mode = None,
+    source_caption: options.SourceCaption = "",
+    source_lyrics_file: options.SourceLyricsFile = None,
     sample_format: Annotated[str, typer.Option(help="s16 or f32")] = "s16",
     gateway: options.Gateway = options.GATEWAY,
 ) -> None:
@@ -150,6 +168,11 @@ def generate(
     if output != "-":
         check_output(Path(output))
     options.check_words("CAPTION", caption)
+    options.check_words("--source-caption", source_caption)
+    references = reference or []
+    for hint, path in (("--source", source), *(("--reference", path) for path in references)):
+        if path is not None:
+            check_file(hint, path)
     request = read_request(request_file)
     request.MergeFrom(
         GenerateSongRequest(
@@ -160,7 +183,23 @@ def generate(
                 duration=duration, bpm=bpm, key=key, time_signature=time_signature, language=language
             ),
             output=OutputOptions(sample_format=_SAMPLE_FORMATS[sample_format]),
-            diffusion=DiffusionOptions(steps=steps),
+            diffusion=DiffusionOptions(
+                steps=steps,
+                shift=shift,
+                sampler=read_sampler(sampler),
+                guidance=None if guidance_scale is None else Guidance(scale=guidance_scale),
+            ),
+            adapters=read_adapters(adapter or []),
+            task=read_task(
+                task,
+                start=start,
+                end=end,
+                track=track,
+                strength=strength,
+                mode=mode,
+                source_caption=source_caption,
+                source_lyrics_file=options.read_lyrics(source_lyrics_file, hint="--source-lyrics-file"),
+            ),
         )
     )
     if not plan:
@@ -175,8 +214,13 @@ def generate(
         if output == "-"
         else [WavFile(path) for path in name_files(Path(output), variants)]
     )
+
+    async def make() -> Take:
+        await send_files(gateway, request, source, references)
+        return await make_song(console, gateway, request, sinks)
+
     try:
-        take = asyncio.run(make_song(console, gateway, request, sinks))
+        take = asyncio.run(make())
     except grpc.aio.AioRpcError as error:
         show_error(console, error, address=gateway)
         raise typer.Exit(1) from error

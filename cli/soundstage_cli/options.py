@@ -1,10 +1,12 @@
 """Options that several commands have, and what is made of them."""
 
+from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 
 from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage_cli.task import MODES, SAMPLERS, TASKS, TRACKS
 
 _MAX_UINT32 = 2**32 - 1
 
@@ -19,7 +21,25 @@ Key = Annotated[str | None, typer.Option(help='"C major", "F# minor", "Am"')]
 TimeSignature = Annotated[str | None, typer.Option(help="2, 3, 4 or 6; 4/4, 6/8")]
 Language = Annotated[str | None, typer.Option(help="the language sung: en, zh, …")]
 Instrumental = Annotated[bool, typer.Option("--instrumental", help="no voice")]
-Steps = Annotated[int | None, typer.Option(min=0, max=_MAX_UINT32, help="diffusion steps, 1 to 20")]
+Steps = Annotated[
+    int | None, typer.Option(min=0, max=_MAX_UINT32, help="diffusion steps, 1 to 200; on a turbo model 20")
+]
+Shift = Annotated[float | None, typer.Option(help="bends the steps towards noise, 1 to 5")]
+GuidanceScale = Annotated[float | None, typer.Option(help="how far towards the words, 1 to 15; not on a turbo model")]
+SamplerName = Annotated[str | None, typer.Option("--sampler", help=", ".join(SAMPLERS))]
+Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="a loaded one, name or name:scale; repeatable")]
+TaskName = Annotated[str | None, typer.Option("--task", help=f"what to do with --source: {', '.join(TASKS)}")]
+Source = Annotated[Path | None, typer.Option(help="the file to work on: wav, flac, mp3, ogg, m4a")]
+References = Annotated[list[Path] | None, typer.Option("--reference", help="a file to sound like; repeatable, up to 4")]
+Start = Annotated[float | None, typer.Option(help="repaint, lego: seconds; below 0 begins before the source")]
+End = Annotated[float | None, typer.Option(help="repaint, lego: seconds; beyond the source makes it longer")]
+Tracks = Annotated[
+    list[str] | None, typer.Option("--track", help=f"extract, lego, complete: {', '.join(TRACKS)}; repeatable")
+]
+Strength = Annotated[float | None, typer.Option(help="cover: how much is followed; repaint: how free; 0 to 1")]
+Mode = Annotated[str | None, typer.Option(help=f"repaint: {', '.join(MODES)}")]
+SourceCaption = Annotated[str, typer.Option(help="edit: what the source is like")]
+SourceLyricsFile = Annotated[typer.FileText | None, typer.Option(encoding="utf-8", help="edit: the words sung in it")]
 Gateway = Annotated[str, typer.Option(help="the gateway's address")]
 
 GATEWAY = "127.0.0.1:50050"
@@ -49,9 +69,9 @@ def check_words(hint: str, words: str) -> None:
         raise typer.BadParameter("is not UTF-8 text", param_hint=hint) from error
 
 
-def read_lyrics(file: TextIO | None) -> str:
-    """Read the lyrics file; raises BadParameter when it is not text."""
+def read_lyrics(file: TextIO | None, *, hint: str = "--lyrics-file") -> str:
+    """Read a lyrics file; raises BadParameter when it is not text."""
     try:
         return file.read() if file else ""
     except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"is not UTF-8 text: {error.reason}", param_hint="--lyrics-file") from error
+        raise typer.BadParameter(f"is not UTF-8 text: {error.reason}", param_hint=hint) from error

@@ -53,6 +53,11 @@ class SongView:
                 f"{plan.duration_s:g} s",
             ]
             self._console.print(f"{self._label(event)}plan: " + ", ".join(filter(None, fields)), highlight=False)
+        elif event.HasField("queued"):
+            queued = event.queued
+            self._console.print(
+                f"{self._label(event)}waits: {queued.position} before it, about {queued.wait_s:.0f} s", highlight=False
+            )
         elif event.HasField("progress"):
             self._move(event, _STAGE_WORDS[event.progress.stage], event.progress.done, event.progress.total)
         elif event.HasField("audio_header"):
