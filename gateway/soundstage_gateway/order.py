@@ -21,6 +21,7 @@ MAX_VARIANTS = 8
 MIN_CODES = CODE_RATE_HZ
 MAX_REFERENCES = 4
 MAX_ADAPTER_SCALE = 2.0
+ADAPTERS = "adapters/"  # before the id of an adapter, which is what the diffusion stage knows it by
 MAX_CODES = int(DURATION_RANGE_S[1]) * CODE_RATE_HZ
 _UPLOAD = "send the file with AudioService.UploadAudio and give the asset that it answers"
 SAMPLE_FORMATS = (SAMPLE_FORMAT_S16, SAMPLE_FORMAT_F32)
@@ -64,7 +65,7 @@ def read_order(
     checks.task(request.task, field="task")
     source = _find_source(checks, request, assets)
     references = _find_references(checks, request, assets)
-    _check_adapters(checks, request.adapters)
+    adapters = _read_adapters(checks, request.adapters)
     planner = request.planner
     is_planned = not request.codes and not _kind(request) and (planner.enabled or not planner.HasField("enabled"))
     is_free = is_planned and (planner.write_metadata or not planner.HasField("write_metadata"))
@@ -94,7 +95,7 @@ def read_order(
         source=layout.canvas if layout else None,
         splice=layout.splice if layout else None,
         references=references,
-        adapters=tuple(request.adapters),
+        adapters=adapters,
         diffusion=request.diffusion,
         sample_format=sample_format,
         seeds=tuple(request.seeds) + tuple(draw_seed() for _ in range(variants - len(request.seeds))),
@@ -149,14 +150,19 @@ def _find(checks: Checks, field: str, name: str, assets: Assets) -> Recording | 
     return recording
 
 
-def _check_adapters(checks: Checks, adapters: Sequence[AdapterUse]) -> None:
+def _read_adapters(checks: Checks, adapters: Sequence[AdapterUse]) -> tuple[AdapterUse, ...]:
+    """Check adapters, named "adapters/{id}" or by the id alone; return them by their ids."""
+    found: list[AdapterUse] = []
     for index, use in enumerate(adapters):
-        if not use.name:
+        name = use.name.removeprefix(ADAPTERS)
+        if not name:
             checks.refuse(f"adapters[{index}].name", "is empty; name a loaded adapter")
-        if use.name in [before.name for before in adapters[:index]]:
+        if name in [before.name for before in found]:
             checks.refuse(f"adapters[{index}].name", f"is {use.name[:80]!r} once more; name each once")
         if use.HasField("scale"):
             checks.number(f"adapters[{index}].scale", use.scale, -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
+        found.append(AdapterUse(name=name, scale=use.scale if use.HasField("scale") else None))
+    return tuple(found)
 
 
 def check_words(checks: Checks, request: GenerateSongRequest | PlanSongRequest | PolishSongRequest) -> None:

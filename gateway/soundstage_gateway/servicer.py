@@ -1,4 +1,4 @@
-"""SongService and CatalogService: wire in, orchestration, wire out."""
+"""SongService: wire in, orchestration, wire out; and what a gateway offers."""
 
 import asyncio
 import secrets
@@ -12,19 +12,8 @@ import grpc.aio
 import structlog
 
 from soundstage.music.v1.audio_service_pb2_grpc import add_AudioServiceServicer_to_server
-from soundstage.music.v1.catalog_service_pb2 import (
-    GetCapabilitiesRequest,
-    GetCapabilitiesResponse,
-    ListModelsRequest,
-    ListModelsResponse,
-    Model,
-    StageState,
-)
-from soundstage.music.v1.catalog_service_pb2_grpc import (
-    CatalogServiceServicer,
-    CatalogServiceStub,
-    add_CatalogServiceServicer_to_server,
-)
+from soundstage.music.v1.catalog_service_pb2 import GetCapabilitiesRequest
+from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceStub, add_CatalogServiceServicer_to_server
 from soundstage.music.v1.composer_service_pb2_grpc import add_ComposerServiceServicer_to_server
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_DIT,
@@ -38,27 +27,18 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceServicer, add_SongServiceServicer_to_server
 from soundstage.stage.v1.dit_service_pb2 import AlignRequest
-from soundstage.stage.v1.stage_service_pb2 import DescribeResponse
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_servicer import AudioServicer
+from soundstage_gateway.catalog_servicer import CatalogServicer
 from soundstage_gateway.composer_servicer import ComposerServicer
 from soundstage_gateway.hearing import encode
 from soundstage_gateway.lyrics import Finished, write_lrc
-from soundstage_gateway.order import MAX_VARIANTS, SAMPLE_FORMATS, Order, read_order
+from soundstage_gateway.order import MAX_VARIANTS, Order, read_order
 from soundstage_gateway.song import Heard, Song
-from soundstage_gateway.stages import NAMES, Stages, ask_once
+from soundstage_gateway.stages import Stages, ask_once
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
-from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.pcm import FRAMES_PER_CHUNK
-from soundstage_runtime.score import (
-    CHANNELS,
-    DURATION_RANGE_S,
-    KEY_SCALES,
-    LANGUAGES,
-    SAMPLE_RATE_HZ,
-    TIME_SIGNATURES,
-)
 from soundstage_runtime.serve import Service
 from soundstage_runtime.validation import Checks
 from soundstage_runtime.worker import Worker
@@ -67,7 +47,6 @@ _log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 EVENTS_AHEAD = 8  # events held for a client that reads slower than the stages write
-MAX_PAGE_SIZE = 100
 
 
 class SongServicer(SongServiceServicer):
@@ -203,85 +182,14 @@ async def _interleave(songs: list[Song], stall_timeout_s: float) -> AsyncGenerat
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class CatalogServicer(CatalogServiceServicer):
-    """Says what the stages say of themselves."""
-
-    def __init__(self, stages: Stages, admission: Admission) -> None:
-        self._stages = stages
-        self._admission = admission
-
-    async def GetCapabilities(self, request: GetCapabilitiesRequest, context: Context) -> GetCapabilitiesResponse:
-        """See catalog_service.proto."""
-        found = await self._describe_all()
-        states = [
-            StageState(
-                stage=stage,
-                reachable=description is not None,
-                device=description.device if description else "",
-                max_in_flight=description.max_in_flight if description else 0,
-                in_flight=description.in_flight if description else 0,
-            )
-            for stage, description in found.items()
-        ]
-        limits_s = [description.max_duration_s for description in found.values() if description]
-        return GetCapabilitiesResponse(
-            stages=states,
-            max_duration_s=min([DURATION_RANGE_S[1], *limits_s]),
-            max_variants=max_variants(self._admission),
-            max_songs_in_flight=self._admission.limit,
-            songs_in_flight=self._admission.in_flight,
-            sample_formats=SAMPLE_FORMATS,
-            sample_rate_hz=SAMPLE_RATE_HZ,
-            channels=CHANNELS,
-            vocal_languages=LANGUAGES,
-            key_scales=KEY_SCALES,
-            time_signatures=TIME_SIGNATURES,
-        )
-
-    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
-        """See catalog_service.proto."""
-        checks = Checks()
-        page_size = request.page_size or 50
-        checks.number("page_size", page_size, 1, MAX_PAGE_SIZE)
-        if request.page_token and not (
-            request.page_token.isdecimal() and request.page_token.isascii() and len(request.page_token) < 10
-        ):
-            checks.refuse("page_token", f"is {request.page_token[:40]!r}; give next_page_token of the page before")
-        checks.finish()
-        models = [
-            Model(
-                name=f"models/{NAMES[stage]}/{model.name}",
-                stage=stage,
-                variant=model.variant,
-                model_fingerprint=model.model_fingerprint,
-                dtype=model.dtype,
-            )
-            for stage, description in (await self._describe_all()).items()
-            if description
-            for model in description.models
-        ]
-        first = int(request.page_token or 0)
-        after = first + page_size
-        return ListModelsResponse(models=models[first:after], next_page_token=str(after) if after < len(models) else "")
-
-    async def _describe_all(self) -> dict[Any, DescribeResponse | None]:
-        async def describe(stage: Any) -> DescribeResponse | None:
-            try:
-                return await self._stages.describe(stage)
-            except ServiceError as error:
-                _log.warning("stage_unreachable", stage=NAMES[stage], error=error.message)
-                return None
-
-        return dict(zip(NAMES, await asyncio.gather(*map(describe, NAMES)), strict=True))
-
-
 def offer(
     stages: Stages, admission: Admission, assets: Assets, uploads: Admission, *, stall_timeout_s: float
 ) -> list[Service]:
     """The services of a gateway, for a Server; `admission` bounds songs, `uploads` files being taken in."""
     song = SongServicer(stages, admission, assets, stall_timeout_s=stall_timeout_s)
     audio = AudioServicer(assets, uploads, Worker("decoder"))
-    composer, catalog = ComposerServicer(stages, admission), CatalogServicer(stages, admission)
+    composer = ComposerServicer(stages, admission)
+    catalog = CatalogServicer(stages, admission, max_variants=max_variants(admission))
     return [
         Service(
             name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)

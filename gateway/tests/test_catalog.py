@@ -4,11 +4,17 @@ import grpc
 import grpc.aio
 import pytest
 
-from soundstage.music.v1.catalog_service_pb2 import GetCapabilitiesRequest, ListModelsRequest
+from soundstage.music.v1.catalog_service_pb2 import (
+    GetCapabilitiesRequest,
+    ListAdaptersRequest,
+    ListModelsRequest,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
+)
 from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, STAGE_VAE
 
-from .conftest import Deploy
+from .conftest import Deploy, Steady
 
 
 async def test_capabilities_name_the_limits_and_the_reachable_stages(deploy: Deploy) -> None:
@@ -44,3 +50,68 @@ async def test_a_bad_page_is_refused(deploy: Deploy) -> None:
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "page_size" in str(caught.value.details())
     assert "page_token" in str(caught.value.details())
+
+
+@pytest.mark.parametrize(
+    ("variant", "tasks"),
+    [
+        ("turbo", ["cover", "repaint", "edit"]),
+        ("xl-base", ["cover", "repaint", "extract", "lego", "complete", "edit"]),
+    ],
+)
+async def test_tasks_are_those_that_the_loaded_model_can_do(deploy: Deploy, variant: str, tasks: list[str]) -> None:
+    async with deploy(Steady("dit", variant=variant)) as deployment:
+        stub = CatalogServiceStub(deployment.channel)
+        assert (await stub.GetCapabilities(GetCapabilitiesRequest())).tasks == tasks
+        await deployment.servers["dit"].stop()
+        assert (await stub.GetCapabilities(GetCapabilitiesRequest())).tasks == []
+
+
+async def test_adapters_are_loaded_listed_in_pages_and_unloaded(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        stub = CatalogServiceStub(deployment.channel)
+        for name in ("b", "c", "a"):
+            answer = await stub.LoadAdapter(LoadAdapterRequest(adapter=f"adapters/{name}", path=f"{name}.safetensors"))
+        assert (answer.adapter.name, answer.adapter.kind, answer.adapter.rank) == ("adapters/a", "lora", 8)
+        assert answer.adapter.size_bytes == 1024
+        asked = deployment.stages["dit"].requests
+        assert [(request.name, request.path) for request in asked[:1]] == [("b", "b.safetensors")]
+        first = await stub.ListAdapters(ListAdaptersRequest(page_size=2))
+        second = await stub.ListAdapters(ListAdaptersRequest(page_size=2, page_token=first.next_page_token))
+        assert [adapter.name for adapter in first.adapters] == ["adapters/a", "adapters/b"]
+        assert [adapter.name for adapter in second.adapters] == ["adapters/c"]
+        assert second.next_page_token == ""
+        await stub.UnloadAdapter(UnloadAdapterRequest(adapter="adapters/b"))
+        left = (await stub.ListAdapters(ListAdaptersRequest())).adapters
+        assert [adapter.name for adapter in left] == ["adapters/a", "adapters/c"]
+
+
+async def test_the_stages_refusal_reaches_the_client(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        stub = CatalogServiceStub(deployment.channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.UnloadAdapter(UnloadAdapterRequest(adapter="adapters/a"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert caught.value.details() == "the dit stage: name is 'a', which is not loaded"
+        await deployment.servers["dit"].stop()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListAdapters(ListAdaptersRequest())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("name", ["", "a", "adapters/", "adapters/a/b", "adapters/" + "a" * 65, "models/a"])
+async def test_a_bad_adapter_name_is_refused(deploy: Deploy, name: str) -> None:
+    async with deploy() as deployment:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await CatalogServiceStub(deployment.channel).LoadAdapter(LoadAdapterRequest(adapter=name, path="a"))
+        assert deployment.stages["dit"].requests == []
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "adapter is" in str(caught.value.details())
+    assert "must be adapters/ and 1 to 64" in str(caught.value.details())
+
+
+async def test_a_bad_page_of_adapters_is_refused(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await CatalogServiceStub(deployment.channel).ListAdapters(ListAdaptersRequest(page_size=101))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
