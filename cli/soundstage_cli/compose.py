@@ -1,17 +1,17 @@
-"""plan, draft, polish, describe: the language model alone."""
+"""plan, draft, polish, describe, score: the language model alone."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TextIO, TypeVar
 
 import grpc.aio
 import numpy as np
 import soundfile
 import soxr
 import typer
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -21,11 +21,12 @@ from soundstage.music.v1.composer_service_pb2 import (
     DraftSongRequest,
     PlanSongRequest,
     PolishSongRequest,
+    ScoreSongRequest,
 )
 from soundstage.music.v1.composer_service_pb2_grpc import ComposerServiceStub
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk
-from soundstage.type.v1.score_pb2 import ORIGIN_USER, SongText
+from soundstage.type.v1.score_pb2 import ORIGIN_USER, Likelihood, SongText
 from soundstage_cli import options
 from soundstage_cli.view import show_error
 from soundstage_runtime.score import INSTRUMENTAL, SAMPLE_RATE_HZ
@@ -167,6 +168,42 @@ def describe(
             return (await ComposerServiceStub(channel).DescribeAudio(requests())).text
 
     _show(ask(gateway, call()))
+
+
+@app.command()
+def score(
+    request_file: Annotated[
+        typer.FileText, typer.Argument(encoding="utf-8", help="a request in JSON with codes, as `plan -o` writes")
+    ],
+    spread: Annotated[float | None, typer.Option(help="0.01 to 1; the more, the closer to a half all scores")] = None,
+    gateway: options.Gateway = options.GATEWAY,
+) -> None:
+    """Say how well a plan's words fit its codes, part by part and in all."""
+    song = read_request(request_file)
+    request = ScoreSongRequest(
+        codes=song.codes,
+        caption=song.caption,
+        lyrics=INSTRUMENTAL if song.instrumental else song.lyrics,
+        metadata=song.metadata,
+        spread=spread,
+    )
+
+    async def call() -> Likelihood:
+        async with grpc.aio.insecure_channel(gateway) as channel:
+            return (await ComposerServiceStub(channel).ScoreSong(request)).likelihood
+
+    likelihood = ask(gateway, call())
+    for part in likelihood.parts:
+        print(f"{part.name}: {part.score:.4f}")
+    print(f"total: {likelihood.total:.4f}")
+
+
+def read_request(file: TextIO) -> GenerateSongRequest:
+    """Read a request in JSON."""
+    try:
+        return Parse(file.read(), GenerateSongRequest())
+    except (ParseError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file.name} is no request in JSON: {error}") from error
 
 
 def read_audio(path: Path) -> NDArray[np.float32]:
