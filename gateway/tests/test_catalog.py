@@ -12,7 +12,9 @@ from soundstage.music.v1.catalog_service_pb2 import (
     UnloadAdapterRequest,
 )
 from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceStub
-from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, STAGE_VAE
+from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, STAGE_VAE, GenerateSongRequest
+from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
+from soundstage.type.v1.options_pb2 import AdapterUse
 
 from .conftest import Deploy, Steady
 
@@ -97,6 +99,16 @@ async def test_the_stages_refusal_reaches_the_client(deploy: Deploy) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListAdapters(ListAdaptersRequest())
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_song_may_name_an_adapter_as_the_catalog_does(deploy: Deploy) -> None:
+    uses = [AdapterUse(name="adapters/a", scale=0.5), AdapterUse(name="b")]
+    request = GenerateSongRequest(caption="calm", codes=range(5), adapters=uses)
+    async with deploy() as deployment:
+        async for _ in SongServiceStub(deployment.channel).GenerateSong(request):
+            pass
+        [asked] = deployment.stages["dit"].requests
+    assert list(asked.adapters) == [AdapterUse(name="a", scale=0.5), AdapterUse(name="b")]
 
 
 @pytest.mark.parametrize("name", ["", "a", "adapters/", "adapters/a/b", "adapters/" + "a" * 65, "models/a"])

@@ -133,6 +133,7 @@ TEN: dict[str, Any] = {"source": "assets/ten"}
         ({"references": ["assets/silence"]}, "references[0]", "which is silent; give one that can be heard"),
         ({"adapters": [{"name": ""}]}, "adapters[0].name", "is empty"),
         ({"adapters": [{"name": "a"}, {"name": "a"}]}, "adapters[1].name", "is 'a' once more"),
+        ({"adapters": [{"name": "adapters/a"}, {"name": "a"}]}, "adapters[1].name", "is 'a' once more"),
         ({"adapters": [{"name": "a", "scale": 2.5}]}, "adapters[0].scale", "is 2.5; must be -2 to 2"),
     ],
 )
