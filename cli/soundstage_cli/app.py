@@ -6,11 +6,10 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import grpc.aio
 import typer
-from google.protobuf.json_format import Parse, ParseError
 from rich.console import Console
 from rich.live import Live
 from soundfile import LibsndfileError
@@ -22,6 +21,7 @@ from soundstage_cli import options
 from soundstage_cli.align import app as align_app
 from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.compose import app as compose_app
+from soundstage_cli.compose import read_request
 from soundstage_cli.demo import DemoFailedError, run_demo
 from soundstage_cli.generate import generate as make_song
 from soundstage_cli.generate import send_files
@@ -173,7 +173,7 @@ def generate(
     for hint, path in (("--source", source), *(("--reference", path) for path in references)):
         if path is not None:
             check_file(hint, path)
-    request = read_request(request_file)
+    request = read_request(request_file, hint="--request") if request_file else GenerateSongRequest()
     request.MergeFrom(
         GenerateSongRequest(
             caption=caption,
@@ -245,14 +245,6 @@ def demo(
     except (DemoFailedError, ModelsError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
-
-
-def read_request(file: TextIO | None) -> GenerateSongRequest:
-    """Read a request in JSON; an empty one without a file."""
-    try:
-        return Parse(file.read(), GenerateSongRequest()) if file else GenerateSongRequest()
-    except (ParseError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"is no request in JSON: {error}", param_hint="--request") from error
 
 
 def check_output(path: Path) -> None:

@@ -179,7 +179,7 @@ def score(
     gateway: options.Gateway = options.GATEWAY,
 ) -> None:
     """Say how well a plan's words fit its codes, part by part and in all."""
-    song = read_request(request_file)
+    song = read_request(request_file, hint="REQUEST_FILE")
     request = ScoreSongRequest(
         codes=song.codes,
         caption=song.caption,
@@ -198,12 +198,12 @@ def score(
     print(f"total: {likelihood.total:.4f}")
 
 
-def read_request(file: TextIO) -> GenerateSongRequest:
-    """Read a request in JSON."""
+def read_request(file: TextIO, *, hint: str) -> GenerateSongRequest:
+    """Read a request in JSON; `hint` names the parameter that it came by."""
     try:
         return Parse(file.read(), GenerateSongRequest())
     except (ParseError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file.name} is no request in JSON: {error}") from error
+        raise typer.BadParameter(f"is no request in JSON: {error}", param_hint=hint) from error
 
 
 def read_audio(path: Path) -> NDArray[np.float32]:
