@@ -18,6 +18,7 @@ from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOpti
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
 from soundstage.type.v1.options_pb2 import DiffusionOptions, Guidance
 from soundstage_cli import options
+from soundstage_cli.adapters import app as adapters_app
 from soundstage_cli.align import app as align_app
 from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.compose import app as compose_app
@@ -40,6 +41,7 @@ models_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine
 app.add_typer(align_app)
 app.add_typer(compose_app)
 app.add_typer(models_app, name="models")
+app.add_typer(adapters_app, name="adapters")
 app.add_typer(bench_app, name="bench")
 
 console = Console(stderr=True)
