@@ -53,7 +53,7 @@ Global___Stage: _TypeAlias = Stage  # noqa: Y015
 
 @_typing.final
 class GenerateSongRequest(_message.Message):
-    """GenerateSongRequest says what to make. Either caption or lyrics must be there."""
+    """GenerateSongRequest says what to make. Either caption or lyrics must be there, or a task."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
