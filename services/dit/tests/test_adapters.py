@@ -138,7 +138,7 @@ def save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "decoder.", "diffusion_model.", "diffusion_model.decoder.", "base_model.model."]
+    "prefix", ["", "decoder.", "diffusion_model.", "diffusion_model.decoder.", "base_model.model.decoder."]
 )
 @pytest.mark.parametrize(
     ("down", "up"),
