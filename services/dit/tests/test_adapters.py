@@ -125,6 +125,22 @@ def test_an_adapter_that_peft_saved_does_what_peft_does(
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+def test_diffusers_loses_the_alpha_that_we_keep(model: LoadedModel, pipeline: AceStepPipeline, tmp_path: Path) -> None:
+    train(pipeline, LoraConfig(r=8, lora_alpha=16, target_modules=ATTENTION), tmp_path)
+    file = read(tmp_path, model)
+    halved = copy.deepcopy(pipeline.transformer)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    bare = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
+    for theirs, ours in TO_ORIGINAL:
+        bare = {name.replace(ours, theirs): tensor for name, tensor in bare.items()}
+    halved.load_lora_adapter(bare, prefix=None)
+    song = draw(1)
+    full, half = (velocities(model, [song], [(Adaptation(deltas=file.deltas, scale=scale),)])[0] for scale in (1, 0.5))
+    theirs = velocity_of_diffusers(halved, song)
+    torch.testing.assert_close(half, theirs, atol=TOLERANCE, rtol=TOLERANCE)
+    assert (full - theirs).abs().max() > 0.05
+
+
 def lora(rank: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     """down [rank, 64] and up [64, rank]."""
     source = torch.Generator().manual_seed(seed)
