@@ -21,6 +21,8 @@ from soundstage.stage.v1.lm_service_pb2 import (
     DraftResponse,
     PolishRequest,
     PolishResponse,
+    ScoreRequest,
+    ScoreResponse,
     UnderstandRequest,
     UnderstandResponse,
 )
@@ -64,6 +66,9 @@ class Slow(LmServiceServicer):
 
     async def Polish(self, request: PolishRequest, context: Context) -> PolishResponse:
         return PolishResponse()
+
+    async def Score(self, request: ScoreRequest, context: Context) -> ScoreResponse:
+        return ScoreResponse()
 
 
 def offer(servicer: LmServiceServicer) -> list[Service]:
