@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from soundstage_cli.app import app
+from soundstage_cli.bench import dit, dit_report
 from soundstage_cli.bench.lm import Run
 from soundstage_cli.bench.report import summarize
 
@@ -51,3 +53,48 @@ def test_says_why_an_engine_cannot_be_measured(tmp_path: Path) -> None:
 
 def test_refuses_a_size_it_does_not_know() -> None:
     assert CliRunner().invoke(app, ["bench", "lm", "--size", "9B"]).exit_code == 2
+
+
+def test_measures_a_tiny_transformer_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    options = ["--size", "tiny", "--rounds", "2", "--threads", "1", "--max-seconds", "30", "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, ["bench", "dit", *options])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "dit-tiny.json").read_text())
+    assert [(run["round"], run["songs"], run["engine"]) for run in report["runs"]] == [
+        (number, songs, engine) for number in (1, 2) for songs in (1, 8) for engine in ("diffusers", "soundstage")
+    ]
+    assert all(run["step_s"] > 0 for run in report["runs"])
+    assert (tmp_path / "dit-tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert "times as fast as diffusers" in done.output
+
+
+@torch.inference_mode()
+def test_both_transformers_compute_the_same() -> None:
+    size = dit.SIZES["tiny"]
+    plan = dit.Plan(size="tiny", cases=(), rounds=1, threads=1, device="cpu", dtype="float32")
+    case = dit.Case(duration_s=5, songs=2)
+    theirs, ours = (dit.make_step(model, case, size, plan)() for model in dit.make_both(size, "cpu", torch.float32))
+    assert len(ours) == len(theirs) == 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.std() > 0.01
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_is_compared_with_the_same_case_in_its_round() -> None:
+    runs = [
+        dit.Run(engine=engine, duration_s=30 * songs, songs=songs, round=number, step_s=number * songs * factor)
+        for number in (1, 2)
+        for songs in (1, 8)
+        for engine, factor in (("diffusers", 3.0), ("soundstage", 1.5))
+    ]
+    ratios = {(one.engine, one.songs): one.ratio for one in dit_report.summarize(runs)}
+    assert {(ratio.least, ratio.most) for (engine, _), ratio in ratios.items() if engine == "soundstage"} == {
+        (2.0, 2.0)
+    }
+    assert {(ratio.least, ratio.most) for (engine, _), ratio in ratios.items() if engine == "diffusers"} == {(1.0, 1.0)}
+
+
+@pytest.mark.parametrize("option", ["--size", "--device", "--dtype"])
+def test_refuses_what_no_transformer_is_measured_with(option: str) -> None:
+    assert CliRunner().invoke(app, ["bench", "dit", option, "9B"]).exit_code == 2

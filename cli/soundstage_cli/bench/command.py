@@ -62,3 +62,45 @@ def lm(
     Console().print(make_table(summarize(runs)))
     for path in write_report(output, plan, runs):
         console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def dit(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the figures")] = Path("bench"),
+    size: Annotated[str, typer.Option(help="mid, 2B, XL or tiny: the shape of the random transformer")] = "mid",
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; empty for what the device likes")] = "",
+    max_seconds: Annotated[int, typer.Option(min=1, help="leave out songs longer than this")] = 600,
+) -> None:
+    """Measure how long a diffusion step takes, against diffusers' transformer with the same weights."""
+    from soundstage_cli.bench.dit import CASES, SIZES, Plan, Run, measure  # torch and diffusers take seconds to import
+    from soundstage_cli.bench.dit_report import make_table, summarize, write_report
+
+    choices = {"--size": (size, [*SIZES]), "--device": (device, ["cpu", "cuda"])}
+    choices["--dtype"] = (dtype, ["", "float32", "bfloat16", "float16"])
+    for option, (held, wanted) in choices.items():
+        if held not in wanted:
+            raise typer.BadParameter(f"is {held!r}; must be one of {', '.join(wanted)}", param_hint=option)
+    plan = Plan(
+        size=size,
+        cases=[case for case in CASES if case.duration_s <= max_seconds],
+        rounds=rounds,
+        threads=threads,
+        device=device,
+        dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
+    )
+    console = Console(stderr=True)
+    runs: list[Run] = []
+    paths: list[Path] = []
+    for latest in measure(plan, lambda line: console.print(line, highlight=False)):
+        runs += latest
+        paths = write_report(output, plan, runs)  # after each round, so that one that is cut short leaves the others
+    Console().print(make_table(summarize(runs)))
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False)
+
+
+if __name__ == "__main__":
+    app()

@@ -4,19 +4,22 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
 from soundstage_cli.bench.lm import BASELINE, Plan, Run
 
-_LIBRARIES: Final = ("torch", "transformers", "numpy", "grpcio")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LIBRARIES: Final = ("torch", "transformers", "diffusers", "numpy", "grpcio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +56,9 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
             Summary(
                 engine=engine,
                 songs=songs,
-                codes_per_s=_spread([run.codes_per_s for run in own]),
-                ratio=_spread([run.codes_per_s / base[run.round] for run in own]),
-                first_code_s=_spread([run.first_code_s for run in own]),
+                codes_per_s=spread([run.codes_per_s for run in own]),
+                ratio=spread([run.codes_per_s / base[run.round] for run in own]),
+                first_code_s=spread([run.first_code_s for run in own]),
             )
         )
     return summaries
@@ -73,35 +76,52 @@ def make_table(summaries: Sequence[Summary]) -> Table:
 
 def write_report(folder: Path, plan: Plan, runs: Sequence[Run]) -> list[Path]:
     """Write lm.json, and lm.png where matplotlib is installed; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     summaries = summarize(runs)
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["soundstage", *sys.argv[1:]]),
-        "machine": f"{_name_cpu()}, {plan.threads} threads",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
-        },
+        "machine": name_machine("cpu", plan.threads),
         "size": plan.size,
         "dtype": plan.dtype,
         "codes": plan.num_codes,
         "summaries": [asdict(summary) for summary in summaries],
         "runs": [asdict(run) for run in runs],
     }
-    path = folder / "lm.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return write_figures(folder, "lm", report, lambda figure: _draw(figure, summaries))
+
+
+def write_figures(folder: Path, name: str, report: Mapping[str, Any], draw: Callable[["Figure"], None]) -> list[Path]:
+    """Write a report as JSON, with when and how it came about, and a picture where matplotlib is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["soundstage", *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            **{library: importlib.metadata.version(library) for library in _LIBRARIES},
+        },
+    }
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(made | dict(report), indent=2) + "\n", encoding="utf-8")
     if find_spec("matplotlib") is None:
         return [path]
-    picture = folder / "lm.png"
-    _draw(picture, summaries)
-    return [path, picture]
-
-
-def _draw(path: Path, summaries: Sequence[Summary]) -> None:
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     figure = Figure(figsize=(7, 4), layout="constrained")
+    draw(figure)
+    picture = folder / f"{name}.png"
+    figure.savefig(picture, dpi=150)
+    return [path, picture]
+
+
+def name_machine(device: str, threads: int) -> str:
+    """Name what was measured on."""
+    if device == "cpu":
+        return f"{_name_cpu()}, {threads} threads"
+    import torch  # takes seconds, and has been imported by who measured
+
+    return torch.cuda.get_device_name(device)
+
+
+def _draw(figure: "Figure", summaries: Sequence[Summary]) -> None:
     axes = figure.subplots()
     base = next(one for one in summaries if one.engine == BASELINE)
     axes.axhline(base.codes_per_s.median, color="gray", linestyle="--", label=f"{BASELINE} (one song after another)")
@@ -116,10 +136,10 @@ def _draw(path: Path, summaries: Sequence[Summary]) -> None:
         axes.errorbar([one.songs for one in own], middle, yerr=errors, marker="o", capsize=4, label=engine)
     axes.set(xlabel="songs at once", ylabel="guided codes per second", ylim=(0, None))
     axes.legend()
-    figure.savefig(path, dpi=150)
 
 
-def _spread(figures: Sequence[float]) -> Spread:
+def spread(figures: Sequence[float]) -> Spread:
+    """Find the middle and the ends."""
     return Spread(median=median(figures), least=min(figures), most=max(figures))
 
 

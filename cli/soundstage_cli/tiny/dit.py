@@ -186,13 +186,15 @@ def _enliven(module: M) -> M:
     return module
 
 
+def original_name(name: str) -> str:
+    """Name a tensor of diffusers' transformer as the original layout does."""
+    for ours, original in _ORIGINAL_NAMES:
+        name = name.replace(ours, original)
+    return name
+
+
 def _rename(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        for ours, original in _ORIGINAL_NAMES:
-            name = name.replace(ours, original)
-        renamed[f"{prefix}.{name}"] = tensor
-    return renamed
+    return {f"{prefix}.{original_name(name)}": tensor for name, tensor in tensors.items()}
 
 
 def _save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:

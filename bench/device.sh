@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Measure diffusion steps on a CUDA device, at the released sizes with random weights: ./bench/device.sh
+# Figures go to $OUT, or to ./out. It needs a Python that has torch for CUDA, diffusers and what the cli and
+# dit extras name; give it as PYTHON. It takes at most nine minutes; the rounds that are done by then stay.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+out="${OUT:-out}"
+export PYTHONPATH="protos/gen:services/runtime:services/dit:cli${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1
+mkdir -p "$out"
+
+failed=0
+for size in 2B XL; do
+  timeout 260 "${PYTHON:-python3}" -m soundstage_cli.bench.command dit --device cuda --size "$size" --output "$out" \
+    2>&1 | tee "$out/dit-$size.log" || failed=1
+done
+exit "$failed"

@@ -1,0 +1,209 @@
+"""How long a diffusion step takes: our transformer and diffusers', with the same random weights and inputs.
+
+Rounds alternate, so that whatever else the machine does befalls both alike, and a ratio is taken within each round.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any, Final, cast
+
+import torch
+from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
+from torch import Tensor
+
+from soundstage_cli.tiny.dit import original_name
+from soundstage_dit.model.dit import Dit
+from soundstage_dit.model.shape import DitShape, StackShape
+
+BASELINE: Final = "diffusers"
+COMPILED: Final = "diffusers, compiled"
+OURS: Final = "soundstage"
+_FRAMES_PER_S: Final = 25
+_CONDITIONS: Final = 300  # of words, lyrics and timbre: a song of two verses
+_TIME: Final = 0.5
+_CHANNELS: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A transformer's size, named as in a checkpoint's configuration."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    encoder_hidden_size: int
+    sliding_window: int = 128
+    in_channels: int = 3 * _CHANNELS
+    patch_size: int = 2
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+
+    @property
+    def shape(self) -> DitShape:
+        """The same for our transformer."""
+        windows = [self.sliding_window if layer % 2 == 0 else None for layer in range(self.num_hidden_layers)]
+        return DitShape(
+            stack=StackShape(
+                width=self.hidden_size,
+                mlp_width=self.intermediate_size,
+                heads=self.num_attention_heads,
+                kv_heads=self.num_key_value_heads,
+                head_dim=self.head_dim,
+                windows=tuple(windows),
+                rope_theta=self.rope_theta,
+                eps=self.rms_norm_eps,
+            ),
+            condition_width=self.encoder_hidden_size,
+            in_channels=self.in_channels,
+            channels=_CHANNELS,
+            patch=self.patch_size,
+        )
+
+
+def _size(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int, words: int) -> Size:
+    return Size(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        encoder_hidden_size=words,
+    )
+
+
+SIZES: Final = {
+    "tiny": _size(64, 128, 2, 4, 2, 16, 64),
+    "mid": _size(512, 1536, 8, 8, 4, 64, 512),
+    "2B": _size(2048, 6144, 24, 16, 8, 128, 2048),
+    "XL": _size(2560, 9728, 32, 32, 8, 128, 2048),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """So many songs of one length in a step."""
+
+    duration_s: int
+    songs: int
+
+
+CASES: Final = (
+    Case(duration_s=30, songs=1),
+    Case(duration_s=60, songs=1),
+    Case(duration_s=240, songs=1),
+    Case(duration_s=600, songs=1),
+    Case(duration_s=30, songs=8),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How long a step of a case took."""
+
+    engine: str
+    duration_s: int
+    songs: int
+    round: int
+    step_s: float
+
+    def __str__(self) -> str:
+        return f"{self.engine}, {self.songs} x {self.duration_s} s: {self.step_s:.3g} s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure, and where."""
+
+    size: str
+    cases: Sequence[Case]
+    rounds: int
+    threads: int
+    device: str
+    dtype: str
+
+
+Step = Callable[[], Sequence[Tensor]]  # the velocities of all songs, [frames, channels] each
+
+
+@torch.inference_mode()
+def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
+    """Yield the runs of each round, the baseline first in each case."""
+    torch.set_num_threads(plan.threads)
+    tell(f"making random weights of size {plan.size}")
+    theirs, ours = make_both(SIZES[plan.size], plan.device, getattr(torch, plan.dtype))
+    engines: dict[str, Any] = {BASELINE: theirs, OURS: ours}
+    if plan.device != "cpu":
+        engines[COMPILED] = compile_layers(deepcopy(theirs))
+    steps = {
+        (engine, case): make_step(model, case, SIZES[plan.size], plan)
+        for case in plan.cases
+        for engine, model in engines.items()
+    }
+    # A rehearsal first: memory is taken, and kernels are made, at first use.
+    for number in range(plan.rounds + 1):
+        runs: list[Run] = []
+        for (engine, case), step in steps.items():
+            taken = _clock(step, plan.device)
+            runs.append(Run(engine=engine, round=number, step_s=taken, **asdict(case)))
+        tell(f"{f'round {number}' if number else 'rehearsal'}: {'; '.join(map(str, runs))}")
+        if number:
+            yield runs
+
+
+def make_both(size: Size, device: str, dtype: torch.dtype) -> tuple[AceStepTransformer1DModel, Dit]:
+    """Make diffusers' transformer with random weights, and ours with the same."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        theirs = AceStepTransformer1DModel(**asdict(size), audio_acoustic_hidden_dim=_CHANNELS)
+    theirs = cast(Any, theirs).to(dtype)
+    with torch.device("meta"):
+        ours = Dit(size.shape)
+    weights = {original_name(name): weight for name, weight in theirs.state_dict().items()}
+    ours.load_state_dict(weights, assign=True)
+    ours.pack_weights()
+    return theirs.requires_grad_(False).eval(), ours.requires_grad_(False).eval()
+
+
+def compile_layers(model: AceStepTransformer1DModel) -> AceStepTransformer1DModel:
+    """Compile its layers for any length: they are alike, so one or two compilations serve all of them."""
+    for layer in model.layers:
+        layer.compile(dynamic=True)
+    return model
+
+
+def make_step(model: Any, case: Case, size: Size, plan: Plan) -> Step:
+    """Bind a transformer to the inputs of a case, which are the same for all."""
+    frames, dtype = case.duration_s * _FRAMES_PER_S, getattr(torch, plan.dtype)
+    source = torch.Generator().manual_seed(frames)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(case.songs, *shape, generator=source).to(plan.device)
+
+    latents, contexts = draw(frames, _CHANNELS), draw(frames, size.in_channels - _CHANNELS).to(dtype)
+    words, times = draw(_CONDITIONS, size.encoder_hidden_size).to(dtype), torch.full((case.songs,), _TIME)
+    times = times.to(plan.device)
+    if isinstance(model, Dit):
+        memories = [model.remember(each) for each in words]  # once a song, as when served
+        return lambda: model(list(latents), times, list(contexts), memories)
+    return lambda: model(
+        hidden_states=latents.to(dtype),
+        timestep=times.to(dtype),
+        timestep_r=times.to(dtype),
+        encoder_hidden_states=words,
+        context_latents=contexts,
+        return_dict=False,
+    )[0]
+
+
+def _clock(step: Step, device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
