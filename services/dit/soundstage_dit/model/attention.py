@@ -12,7 +12,9 @@ from soundstage_dit.model.adapter import NOTHING, Additions, project
 from soundstage_dit.model.linear import Linear
 from soundstage_dit.model.shape import StackShape
 
-_BLOCK: Final = 128  # queries whose scores stay in a core's own cache
+# Products of fewer queries wait for memory, those of more fill the cache with scores.
+_LEAST_BLOCK: Final = 128
+_SCORES_AT_ONCE: Final = 1 << 19
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [tokens, head_dim], float32
 
@@ -48,9 +50,10 @@ def attend_in_blocks(queries: Tensor, keys: Tensor, values: Tensor, window: int 
     groups, length, num_keys = len(queries) // len(keys), queries.shape[1], keys.shape[1]
     scaled, keys, by_channel = queries * queries.shape[-1] ** -0.5, keys.contiguous(), values.mT.contiguous()
     positions = torch.arange(max(length, num_keys))
+    block = max(_LEAST_BLOCK, _SCORES_AT_ONCE // (groups * num_keys) if window is None else window)
     seen = torch.empty_like(queries)
-    for start in range(0, length, _BLOCK):
-        end = min(start + _BLOCK, length)
+    for start in range(0, length, block):
+        end = min(start + block, length)
         near = slice(0, num_keys) if window is None else slice(max(0, start - window), min(end + window, num_keys))
         is_far = None if window is None else (positions[start:end, None] - positions[near]).abs() > window
         for head in range(len(keys)):
