@@ -23,7 +23,8 @@ def quantize(dit: Dit, to: Quantization) -> None:
         from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise QuantizationError(
-            f"quantization is {to!r}, which needs torchao ({error}); pip install 'soundstage[dit-quantized]', or take none"
+            f"quantization is {to!r}, which needs torchao ({error}); "
+            "pip install 'soundstage[dit-quantized]', or take none"
         ) from error
     # Without changing the settings of torch's compiler for the whole process.
     config = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[to](set_inductor_config=False)
