@@ -21,7 +21,19 @@ from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.schedule import schedule
 from soundstage_dit.scheduler import Queued
-from soundstage_dit.song import Cover, Diffusion, Edit, Guidance, Repaint, Sampler, Song, TextToMusic
+from soundstage_dit.song import (
+    Complete,
+    Cover,
+    Diffusion,
+    Edit,
+    Extract,
+    Guidance,
+    Lego,
+    Repaint,
+    Sampler,
+    Song,
+    TextToMusic,
+)
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import OverloadedError
 from soundstage_runtime.worker import Worker
@@ -40,16 +52,16 @@ rarely = st.integers(0, 59).map(lambda number: number == 0)
 
 @st.composite
 def songs(draw: st.DrawFn) -> Song:
-    """Any song of one or two steps."""
+    """Any song of a few steps."""
     frames = draw(st.integers(1500, 3000)) if draw(rarely) else draw(lengths)
     seed = draw(st.integers(0, 2**32 - 1))
     source = np.random.default_rng(seed).standard_normal((frames, 64), np.float32)
     start = draw(st.integers(0, frames - 1))
     repaint = Repaint(start=start, end=frames, injection=0.5, blend_frames=draw(st.integers(0, 9)))
-    cover = Cover(strength=draw(st.sampled_from([0.0, 0.5, 1.0])))
-    task = draw(
-        st.sampled_from([TextToMusic(), TextToMusic(), cover, repaint, Edit(source_caption="", source_lyrics="la")])
-    )
+    cover = Cover(strength=draw(st.sampled_from([0.0, 0.5, 1.0])), noise_strength=draw(st.sampled_from([0.0, 0.5])))
+    edit = Edit(source_caption="", source_lyrics="la")
+    lego, extract, complete = Lego(track="drums", start=start, end=frames), Extract(track="bass"), Complete()
+    task = draw(st.sampled_from([TextToMusic(), TextToMusic(), cover, repaint, edit, lego, extract, complete]))
     has_codes = draw(st.booleans()) and isinstance(task, TextToMusic)
     codes = st.lists(st.integers(0, 63_999), max_size=min(20, -(-frames // 5)))
     return Song(
@@ -61,7 +73,7 @@ def songs(draw: st.DrawFn) -> Song:
         task=task,
         source=None if isinstance(task, TextToMusic) else source,
         diffusion=Diffusion(
-            times=tuple(schedule(draw(st.integers(1, 2)), draw(st.floats(1, 5)))),
+            times=tuple(schedule(draw(st.integers(1, 3)), draw(st.floats(1, 5)))),
             sampler=draw(st.sampled_from(Sampler)),
             guidance=Guidance(scale=draw(st.sampled_from([1.0, 1.0, 3.0]))),
         ),
