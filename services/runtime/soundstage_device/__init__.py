@@ -1,1 +1,7 @@
 """What the torch stages share: device and dtype, strict weights. Kept out of soundstage_runtime, which has no torch."""
+
+import logging
+
+# Once torchao is installed, diffusers and transformers import it at every start, and tell of its parts for other cards.
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
