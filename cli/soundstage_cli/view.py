@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, GenerateSongResponse
+from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, STAGE_VAE, Completed, GenerateSongResponse
 from soundstage_cli.stack import Stack
 from soundstage_cli.take import Take
 from soundstage_runtime.errors import read_details
@@ -88,7 +88,7 @@ def show_timeline(console: Console, take: Take) -> None:
         for column in ("stage", "from s", "to s", f"0 s {'-' * (_BAR_CELLS - 12)} {end_s:.2f} s"):
             table.add_column(column, justify="right" if column.endswith(" s") and len(column) < 8 else "left")
         rows = (
-            ("plan", 0.0, line.planned_s, "cyan"),
+            (_first_work(take.completed[variant]), 0.0, line.planned_s, "cyan"),
             ("diffuse", line.planned_s, line.denoised_s, "magenta"),
             ("decode", line.header_s, line.last_audio_s, "green"),
             ("audio out", line.first_audio_s, line.last_audio_s, "bright_yellow"),
@@ -105,6 +105,14 @@ def show_timeline(console: Console, take: Take) -> None:
             f"{line.decode_share:.0%} into the decoding",
             highlight=False,
         )
+
+
+def _first_work(song: Completed) -> str:
+    """Name what came before the diffusion: planning, or hearing the source and the references."""
+    stages = [timing.stage for timing in song.timings]
+    if STAGE_LM in stages:
+        return "plan"
+    return "hear" if stages.count(STAGE_VAE) > 1 else "wait"
 
 
 def show_stack(stack: Stack) -> Table:
