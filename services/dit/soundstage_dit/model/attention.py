@@ -16,23 +16,23 @@ from soundstage_dit.model.shape import StackShape
 _LEAST_BLOCK: Final = 128
 _SCORES_AT_ONCE: Final = 1 << 19
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each [tokens, head_dim], float32
+Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [tokens, head_dim], float32
 
 
 def rotation(lengths: Sequence[int], head_dim: int, theta: float, device: torch.device) -> Rotation:
     """Make the rotary angles of sequences of these lengths; each one counts its positions from 0."""
     positions = torch.cat([torch.arange(length, device=device, dtype=torch.float32) for length in lengths])
     rates = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.outer(positions, rates).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    angles = torch.outer(positions, rates)
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """Turn x [heads, tokens, head_dim]; the first half of a head pairs with the second."""
     cosines, sines = by
     wide = x.float()
-    left, right = wide.chunk(2, dim=-1)
-    return (wide * cosines + torch.cat([-right, left], dim=-1) * sines).to(x.dtype)
+    return torch.addcmul(wide * cosines, wide.roll(wide.shape[-1] // 2, dims=-1), sines).to(x.dtype)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
@@ -181,4 +181,4 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
         """Map x [tokens, width] to the same shape."""
         gate, up = project(self.gate_proj, x, additions), project(self.up_proj, x, additions)
-        return project(self.down_proj, F.silu(gate) * up, additions)
+        return project(self.down_proj, F.silu(gate, inplace=True).mul_(up), additions)

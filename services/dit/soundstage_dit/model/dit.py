@@ -80,7 +80,7 @@ class DitLayer(nn.Module):
         """Do the first part of `forward`: self-attention."""
         shift, scale, gate = (self.scale_shift_table + modulation)[:, :3].unbind(dim=1)
         seen = self.self_attn(_modulate(self.self_attn_norm(x), shift, scale, owners), lengths, turn, additions)
-        return x + seen * gate[owners]
+        return torch.addcmul(x, seen, _spread(gate, owners))
 
     def see_conditions(
         self,
@@ -95,7 +95,7 @@ class DitLayer(nn.Module):
         x = x + self.cross_attn(self.cross_attn_norm(x), lengths, memories, additions)
         shift, scale, gate = (self.scale_shift_table + modulation)[:, 3:].unbind(dim=1)
         changed = self.mlp(_modulate(self.mlp_norm(x), shift, scale, owners), additions)
-        return x + changed * gate[owners]
+        return torch.addcmul(x, changed, _spread(gate, owners))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,4 +246,9 @@ def _spans(
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor, owners: Tensor) -> Tensor:
-    return x * (1 + scale[owners]) + shift[owners]
+    return torch.addcmul(_spread(shift, owners), x, _spread(1 + scale, owners))
+
+
+def _spread(of_songs: Tensor, owners: Tensor) -> Tensor:
+    """Give each token what its song has: [songs, width] to [tokens, width], or to [1, width] where all have the same."""
+    return of_songs if len(of_songs) == 1 else of_songs.index_select(0, owners)
