@@ -58,35 +58,32 @@ class DitLayer(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        owners: Tensor,
         lengths: Sequence[int],
         turn: Rotation,
         memories: Sequence[Tensor],
         additions: Additions = NOTHING,
     ) -> Tensor:
-        """Map x [tokens, width]; `modulation` is [songs, 6, width] and `owners` [tokens] names each token's song."""
-        x = self.see_song(x, modulation, owners, lengths, turn, additions)
-        return self.see_conditions(x, modulation, owners, lengths, memories, additions)
+        """Map x [tokens, width]; `modulation` is [songs, 6, width], `lengths` how many tokens each has."""
+        x = self.see_song(x, modulation, lengths, turn, additions)
+        return self.see_conditions(x, modulation, lengths, memories, additions)
 
     def see_song(
         self,
         x: Tensor,
         modulation: Tensor,
-        owners: Tensor,
         lengths: Sequence[int],
         turn: Rotation,
         additions: Additions = NOTHING,
     ) -> Tensor:
         """Do the first part of `forward`: self-attention."""
         shift, scale, gate = (self.scale_shift_table + modulation)[:, :3].unbind(dim=1)
-        seen = self.self_attn(_modulate(self.self_attn_norm(x), shift, scale, owners), lengths, turn, additions)
-        return torch.addcmul(x, seen, _spread(gate, owners))
+        seen = self.self_attn(_modulate(self.self_attn_norm(x), shift, scale, lengths), lengths, turn, additions)
+        return _add_gated(x, seen, gate, lengths)
 
     def see_conditions(
         self,
         x: Tensor,
         modulation: Tensor,
-        owners: Tensor,
         lengths: Sequence[int],
         memories: Sequence[Tensor],
         additions: Additions = NOTHING,
@@ -94,8 +91,8 @@ class DitLayer(nn.Module):
         """Do the second part of `forward`: cross-attention and feed-forward."""
         x = x + self.cross_attn(self.cross_attn_norm(x), lengths, memories, additions)
         shift, scale, gate = (self.scale_shift_table + modulation)[:, 3:].unbind(dim=1)
-        changed = self.mlp(_modulate(self.mlp_norm(x), shift, scale, owners), additions)
-        return torch.addcmul(x, changed, _spread(gate, owners))
+        changed = self.mlp(_modulate(self.mlp_norm(x), shift, scale, lengths), additions)
+        return _add_gated(x, changed, gate, lengths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +101,6 @@ class _Packed:
 
     x: Tensor  # [tokens, width]
     lengths: Sequence[int]  # tokens of each song
-    owners: Tensor  # [tokens], each one's song
     turn: Rotation
     embedding: Tensor  # [songs, width]
     modulation: Tensor  # [songs, 6, width]
@@ -163,11 +159,11 @@ class Dit(nn.Module):
         what `remember` gave, and the adapters at work; None for none in any song.
         """
         packed = self._pack(latents, times, contexts, adaptations)
-        x, place = packed.x, (packed.modulation, packed.owners, packed.lengths)
+        x, place = packed.x, (packed.modulation, packed.lengths)
         for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
             x = layer(x, *place, packed.turn, memory, packed.additions)
         shift, scale = (self.scale_shift_table + packed.embedding[:, None]).unbind(dim=1)
-        x = _modulate(self.norm_out(x), shift, scale, packed.owners)
+        x = _modulate(self.norm_out(x), shift, scale, packed.lengths)
         patches = [length * self.shape.patch for length in packed.lengths]
         frames = self.proj_out(x.T[None])[0].T.float().split(patches)
         return [song[: len(asked)] for song, asked in zip(frames, latents, strict=True)]
@@ -188,7 +184,7 @@ class Dit(nn.Module):
         `heads` are chosen by layer. Layers beyond them are not run, and `memory` need not have them.
         """
         packed = self._pack([latents], torch.tensor([time], device=latents.device), [context], [adaptations])
-        x, place, additions = packed.x, (packed.modulation, packed.owners, packed.lengths), packed.additions
+        x, place, additions = packed.x, (packed.modulation, packed.lengths), packed.additions
         seen: list[Tensor] = []
         for index, layer in enumerate(self.layers[: max(heads) + 1]):
             x = layer.see_song(x, *place, packed.turn, additions)
@@ -212,14 +208,12 @@ class Dit(nn.Module):
         lengths = [len(frames) // patch for frames in inputs]
         # Every song is a whole number of patches, so no patch holds frames of two.
         x = self.proj_in(torch.cat(inputs).to(self.scale_shift_table.dtype).T[None])[0].T
-        owners = torch.repeat_interleave(torch.tensor(lengths, device=x.device), output_size=len(x))
         turn = rotation(lengths, stack.head_dim, stack.rope_theta, x.device)
         still_embedding, still_modulation = self._standing_still
         embedding, modulation = self.time_embed(times)
         return _Packed(
             x=x,
             lengths=lengths,
-            owners=owners,
             turn=turn,
             embedding=embedding + still_embedding,
             modulation=modulation + still_modulation,
@@ -245,10 +239,18 @@ def _spans(
     return spans
 
 
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor, owners: Tensor) -> Tensor:
-    return torch.addcmul(_spread(shift, owners), x, _spread(1 + scale, owners))
+def _modulate(x: Tensor, shift: Tensor, scale: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Scale and shift each song's part of x [tokens, width] by its own row [songs, width]."""
+    modulated = torch.empty_like(x)
+    for song, (part, into) in enumerate(zip(x.split(lengths), modulated.split(lengths), strict=True)):
+        torch.addcmul(shift[song], part, 1 + scale[song], out=into)
+    return modulated
 
 
-def _spread(of_songs: Tensor, owners: Tensor) -> Tensor:
-    """Give each token what its song has: [songs, width] to [tokens, width], or to [1, width] where all have the same."""
-    return of_songs if len(of_songs) == 1 else of_songs.index_select(0, owners)
+def _add_gated(x: Tensor, change: Tensor, gate: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Add a change to x [tokens, width], each song's part of it times the song's own row [songs, width]."""
+    changed = torch.empty_like(x)
+    parts = zip(x.split(lengths), change.split(lengths), changed.split(lengths), strict=True)
+    for song, (part, change_of_part, into) in enumerate(parts):
+        torch.addcmul(part, change_of_part, gate[song], out=into)
+    return changed
