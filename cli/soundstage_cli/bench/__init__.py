@@ -1,1 +1,3 @@
-"""Measurements, each against another way to do the same on the same machine."""
+"""What `soundstage bench` measures."""
+
+import soundstage_device as soundstage_device  # first: it keeps diffusers from telling of torchao's other cards
