@@ -14,6 +14,7 @@ from diffusers.models.transformers.ace_step_transformer import AceStepTransforme
 from torch import Tensor
 
 from soundstage_cli.tiny.dit import original_name
+from soundstage_device.linear import pack_linears
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.model.shape import DitShape, StackShape
 
@@ -166,7 +167,7 @@ def make_both(size: Size, device: str, dtype: torch.dtype) -> tuple[AceStepTrans
         ours = Dit(size.shape)
     weights = {original_name(name): weight for name, weight in theirs.state_dict().items()}
     ours.load_state_dict(weights, assign=True)
-    ours.pack_weights()
+    pack_linears(ours)
     return theirs.requires_grad_(False).eval(), ours.requires_grad_(False).eval()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
+from soundstage_device.linear import pack_linears
 from soundstage_dit.adapters import Adapters
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.quantization import quantize
@@ -27,7 +28,7 @@ async def main(settings: DitSettings) -> None:
     worker = Worker("dit")
     loaded = await worker.run(load, folder, text_encoder=text_encoder, device=device, dtype=dtype)
     await worker.run(quantize, loaded.dit, settings.quantization)
-    await worker.run(loaded.dit.pack_weights)
+    await worker.run(pack_linears, loaded.dit)
     model = StageModel(
         name=Path(settings.model).name,
         variant=loaded.variant,

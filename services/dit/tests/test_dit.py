@@ -9,6 +9,7 @@ import torch
 from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from torch import Tensor
 
+from soundstage_device.linear import pack_linears
 from soundstage_dit.model.attention import attend_in_blocks, attend_near, attend_to_all
 from soundstage_dit.weights import LoadedModel
 
@@ -80,7 +81,7 @@ def test_time_changes_the_velocity(model: LoadedModel) -> None:
 
 def test_packed_weights_give_the_same_velocity(model: LoadedModel) -> None:
     packed = replace(model, dit=deepcopy(model.dit))
-    packed.dit.pack_weights()
+    pack_linears(packed.dit)
     inputs = draw_inputs(301, 30, 64, seed=0)
     latents, context, conditions = inputs
     found, wanted = (velocity(one, latents, 0.5, context, conditions) for one in (packed, model))

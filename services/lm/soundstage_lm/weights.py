@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from soundstage_device.linear import pack_linears
 from soundstage_device.weights import build, read_weights
 from soundstage_lm.model.qwen3 import LIFT, Qwen3, Qwen3Config
 from soundstage_lm.tokenizer import PlannerTokenizer, load_tokenizer, tokenizer_files
@@ -84,7 +85,7 @@ def load_checkpoint(
     fused = fuse(tensors, config)
     model = build(lambda: Qwen3(config), fused, where=str(folder), device=device, dtype=dtype)
     if packed:
-        model.pack()
+        pack_linears(model)
     return Checkpoint(
         model=model, tokenizer=outline.tokenizer, variant=outline.variant, fingerprint=outline.fingerprint
     )

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from soundstage_device.linear import pack_linears
 from soundstage_lm.brief import Metadata, Sampling
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.model.pages import PAGE, count_pages
@@ -101,7 +102,7 @@ async def test_packed_weights_write_the_same_text(
     tiny: Path, worker: Worker, byte_grammar: Grammar, reference: Qwen3ForCausalLM
 ) -> None:
     packed = load_checkpoint(tiny, device=torch.device("cpu"), dtype=torch.float32)
-    packed.model.pack()
+    pack_linears(packed.model)
     texts = [make_text(number) for number in range(NUM_TEXTS)]
     for text, tokens in zip(texts, await write_together(TorchWriter(packed, worker, byte_grammar), texts), strict=True):
         assert tokens == likeliest(reference, text, tokens, packed.tokenizer.code_ids.tolist())

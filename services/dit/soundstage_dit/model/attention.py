@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soundstage_device.linear import Linear
 from soundstage_device.products import has_products, multiply
 from soundstage_dit.model.adapter import NOTHING, Additions, project
-from soundstage_dit.model.linear import Linear
 from soundstage_dit.model.shape import StackShape
 
 # Products of fewer queries wait for memory, those of more fill the cache with scores.

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from soundstage_dit.model.adapter import NOTHING, Adaptation, Additions, find_additions, project
 from soundstage_dit.model.attention import CrossAttention, Mlp, Rotation, SelfAttention, rotation
-from soundstage_dit.model.linear import Linear
 from soundstage_dit.model.shape import DitShape, StackShape
 
 _SINUSOIDS = 256
@@ -126,15 +125,6 @@ class Dit(nn.Module):
         self.norm_out = nn.RMSNorm(stack.width, eps=stack.eps)
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, stack.width))
         self.shape = shape
-
-    def pack_weights(self) -> None:
-        """Lay the weights out for the CPU they are on, if they are on one: two to three times as fast in float32.
-
-        To be called on the thread that runs the model; the weights cannot be read back.
-        """
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.pack()
 
     def remember(self, conditions: Tensor, adaptations: Sequence[Adaptation] = ()) -> Tensor:
         """Return the keys and values of conditions [conditions, condition_width] in every layer.

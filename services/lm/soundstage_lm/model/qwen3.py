@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from soundstage_device.linear import Linear
 from soundstage_lm.model.cache import KvCache, Pass, Span
 from soundstage_lm.model.pages import PAGE
-from soundstage_lm.model.projection import Projection
 
 LIFT: Final = 128.0
 
@@ -56,8 +56,8 @@ class Attention(nn.Module):
         super().__init__()
         self._layer, self._head_dim = layer, config.head_dim
         self._heads = [config.num_attention_heads, config.num_key_value_heads]
-        self.qkv_proj = Projection(config.hidden_size, (sum(self._heads) + self._heads[1]) * config.head_dim)
-        self.o_proj = Projection(config.num_attention_heads * config.head_dim, config.hidden_size)
+        self.qkv_proj = Linear(config.hidden_size, (sum(self._heads) + self._heads[1]) * config.head_dim)
+        self.o_proj = Linear(config.num_attention_heads * config.head_dim, config.hidden_size)
         self.qk_norm = Norm(sum(self._heads), config.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], run: Pass) -> Tensor:
@@ -74,8 +74,8 @@ class Mlp(nn.Module):
 
     def __init__(self, config: Qwen3Config) -> None:
         super().__init__()
-        self.gate_up_proj = Projection(config.hidden_size, 2 * config.intermediate_size)
-        self.down_proj = Projection(config.intermediate_size, config.hidden_size)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
@@ -124,12 +124,6 @@ class Qwen3(nn.Module):
             device=self.embed_tokens.weight.device,
             dtype=self.embed_tokens.weight.dtype,
         )
-
-    def pack(self) -> None:
-        """Lay the projections' weights out for this CPU, where they are on one; they cannot be read back."""
-        for module in self.modules():
-            if isinstance(module, Projection):
-                module.pack()
 
     def read(self, cache: KvCache, spans: Sequence[Span]) -> Tensor:
         """Read spans, those of a single token first; returns each one's last normed hidden state [spans, hidden]."""

@@ -1,7 +1,6 @@
 """A linear layer whose weight can be laid out for the CPU that it runs on."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from soundstage_device.products import multiply, pack
@@ -23,4 +22,11 @@ class Linear(nn.Linear):
                 self.weight = nn.Parameter(torch.empty_like(weight[:0]), requires_grad=False)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
-        return F.linear(input, self.weight) if self._packed is None else multiply(input, self._packed)
+        return nn.functional.linear(input, self.weight) if self._packed is None else multiply(input, self._packed)
+
+
+def pack_linears(module: nn.Module) -> None:
+    """Pack every Linear in a module. To be called on the thread that runs it; the weights cannot be read back."""
+    for part in module.modules():
+        if isinstance(part, Linear):
+            part.pack()
