@@ -9,7 +9,7 @@ import typer
 from soundstage.music.v1.song_service_pb2 import AlignLyricsRequest, AlignLyricsResponse
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
-from soundstage_cli.compose import ask, console
+from soundstage_cli.compose import ask, console, write_text
 
 app = typer.Typer()
 
@@ -33,9 +33,5 @@ def align(
     if output is None:
         print(aligned.lrc, end="")
     else:
-        try:
-            output.write_text(aligned.lrc, encoding="utf-8")
-        except OSError as error:
-            message = f"is {str(output)!r}, which cannot be written: {error}"
-            raise typer.BadParameter(message, param_hint="-o") from error
+        write_text(output, aligned.lrc)
     console.print(f"the song follows its lyrics to {aligned.score:.0%}", highlight=False)

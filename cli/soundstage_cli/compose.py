@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Final, TextIO, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import grpc.aio
 import numpy as np
@@ -25,17 +25,17 @@ from soundstage.music.v1.composer_service_pb2 import (
 )
 from soundstage.music.v1.composer_service_pb2_grpc import ComposerServiceStub
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.score_pb2 import ORIGIN_USER, Likelihood, SongText
 from soundstage_cli import options
 from soundstage_cli.view import show_error
+from soundstage_runtime.pcm import audio_chunks
 from soundstage_runtime.score import INSTRUMENTAL, SAMPLE_RATE_HZ
 
 app = typer.Typer()
 console = Console(stderr=True)
 
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="a .json file for `soundstage generate --request`")]
-_FRAMES_PER_CHUNK: Final = 24_000
 
 T = TypeVar("T")
 
@@ -157,11 +157,8 @@ def describe(
 
     async def requests() -> AsyncIterator[DescribeAudioRequest]:
         yield DescribeAudioRequest(setup=setup)
-        for first in range(0, len(samples), _FRAMES_PER_CHUNK):
-            piece = samples[first : first + _FRAMES_PER_CHUNK]
-            yield DescribeAudioRequest(
-                audio=AudioChunk(first_frame=first, frame_count=len(piece), data=piece.astype("<f4").tobytes())
-            )
+        for chunk, _ in audio_chunks(samples, first_frame=0, sample_format=SAMPLE_FORMAT_F32):
+            yield DescribeAudioRequest(audio=chunk)
 
     async def call() -> SongText:
         async with grpc.aio.insecure_channel(gateway) as channel:
@@ -217,6 +214,14 @@ def read_audio(path: Path) -> NDArray[np.float32]:
     return np.clip(resampled, -1, 1).astype(np.float32)
 
 
+def write_text(output: Path, text: str) -> None:
+    """Write the file that the option -o names."""
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"is {str(output)!r}, which cannot be written: {error}", param_hint="-o") from error
+
+
 def ask(gateway: str, call: Coroutine[Any, Any, T]) -> T:
     """Await a call; an error ends the command with words."""
     try:
@@ -248,8 +253,5 @@ def _show(text: SongText) -> GenerateSongRequest:
 def _keep(output: Path | None, request: GenerateSongRequest) -> None:
     if output is None:
         return
-    try:
-        output.write_text(MessageToJson(request, preserving_proto_field_name=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise typer.BadParameter(f"is {str(output)!r}, which cannot be written: {error}", param_hint="-o") from error
+    write_text(output, MessageToJson(request, preserving_proto_field_name=True) + "\n")
     console.print(f"wrote {output}; `soundstage generate --request {output}` makes it", markup=False, highlight=False)

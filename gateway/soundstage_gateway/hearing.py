@@ -15,12 +15,11 @@ from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_gateway.audio_file import Samples
 from soundstage_gateway.stages import Stages, ask
 from soundstage_runtime.pcm import audio_chunks
-from soundstage_runtime.score import SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+from soundstage_runtime.score import REFERENCE_LATENTS, SAMPLES_PER_LATENT
 
-_WINDOW_FRAMES: Final = 10 * SAMPLE_RATE_HZ
 _WINDOWS: Final = 3
-REFERENCE_FRAMES: Final = _WINDOWS * _WINDOW_FRAMES
-REFERENCE_LATENTS: Final = REFERENCE_FRAMES // SAMPLES_PER_LATENT
+REFERENCE_FRAMES: Final = REFERENCE_LATENTS * SAMPLES_PER_LATENT
+_WINDOW_FRAMES: Final = REFERENCE_FRAMES // _WINDOWS
 
 
 async def encode(

@@ -14,13 +14,11 @@ from soundstage_gateway.audio_file import Recording, Samples
 from soundstage_gateway.canvas import Canvas
 from soundstage_gateway.splice import Splice
 from soundstage_gateway.task import lay_out
-from soundstage_runtime.score import CODE_RATE_HZ, DURATION_RANGE_S, INSTRUMENTAL
+from soundstage_runtime.score import CODE_RATE_HZ, DURATION_RANGE_S, INSTRUMENTAL, MAX_REFERENCES
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
 MAX_VARIANTS = 8
 MIN_CODES = CODE_RATE_HZ
-MAX_REFERENCES = 4
-MAX_ADAPTER_SCALE = 2.0
 ADAPTERS = "adapters/"  # before the id of an adapter, which is what the diffusion stage knows it by
 MAX_CODES = int(DURATION_RANGE_S[1]) * CODE_RATE_HZ
 _UPLOAD = "send the file with AudioService.UploadAudio and give the asset that it answers"
@@ -152,16 +150,11 @@ def _find(checks: Checks, field: str, name: str, assets: Assets) -> Recording | 
 
 def _read_adapters(checks: Checks, adapters: Sequence[AdapterUse]) -> tuple[AdapterUse, ...]:
     """Check adapters, named "adapters/{id}" or by the id alone; return them by their ids."""
-    found: list[AdapterUse] = []
-    for index, use in enumerate(adapters):
-        name = use.name.removeprefix(ADAPTERS)
-        if not name:
-            checks.refuse(f"adapters[{index}].name", "is empty; name a loaded adapter")
-        if name in [before.name for before in found]:
-            checks.refuse(f"adapters[{index}].name", f"is {use.name[:80]!r} once more; name each once")
-        if use.HasField("scale"):
-            checks.number(f"adapters[{index}].scale", use.scale, -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
-        found.append(AdapterUse(name=name, scale=use.scale if use.HasField("scale") else None))
+    found = [
+        AdapterUse(name=use.name.removeprefix(ADAPTERS), scale=use.scale if use.HasField("scale") else None)
+        for use in adapters
+    ]
+    checks.adapters(found, field="adapters")
     return tuple(found)
 
 

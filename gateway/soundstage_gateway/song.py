@@ -28,11 +28,18 @@ from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, D
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk, AudioHeader
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import LatentChunk
-from soundstage_gateway.hearing import REFERENCE_FRAMES, REFERENCE_LATENTS, encode, reference_windows, shift
+from soundstage_gateway.hearing import REFERENCE_FRAMES, encode, reference_windows, shift
 from soundstage_gateway.order import Order
 from soundstage_gateway.stages import Stages, ask
 from soundstage_runtime.pcm import from_bytes, to_bytes
-from soundstage_runtime.score import CHANNELS, CODE_RATE_HZ, LATENTS_PER_CODE, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+from soundstage_runtime.score import (
+    CHANNELS,
+    CODE_RATE_HZ,
+    LATENTS_PER_CODE,
+    REFERENCE_LATENTS,
+    SAMPLE_RATE_HZ,
+    SAMPLES_PER_LATENT,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from soundstage.type.v1.task_pb2 import (
-    REPAINT_MODE_AGGRESSIVE,
-    REPAINT_MODE_CONSERVATIVE,
     Lego,
     Repaint,
     Task,
@@ -13,11 +11,11 @@ from soundstage.type.v1.task_pb2 import (
 from soundstage_gateway.audio_file import Recording
 from soundstage_gateway.canvas import Canvas
 from soundstage_gateway.splice import Splice
+from soundstage_runtime.repaint import kept_share
 from soundstage_runtime.score import DURATION_RANGE_S, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 from soundstage_runtime.validation import Checks
 
 _LONGEST_FADE_S: Final = 0.05
-_DEFAULT_STRENGTH: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +82,9 @@ def _check_lego(checks: Checks, lego: Lego, duration_s: float) -> None:
 
 
 def _splice(repaint: Repaint, canvas: Canvas, start: int, end: int) -> Splice | None:
-    """Choose the crossfades by the mode; None where nothing is kept."""
-    strength = repaint.strength if repaint.HasField("strength") else _DEFAULT_STRENGTH
-    if repaint.mode == REPAINT_MODE_CONSERVATIVE:
-        strength = 0.0
-    if repaint.mode == REPAINT_MODE_AGGRESSIVE or strength == 1:
+    """Choose the crossfades by what is kept; None where nothing is."""
+    kept = kept_share(repaint)
+    if kept == 0:
         return None
-    fade_frames = round(_LONGEST_FADE_S * (1 - strength) * SAMPLE_RATE_HZ)
+    fade_frames = round(_LONGEST_FADE_S * kept * SAMPLE_RATE_HZ)
     return Splice(source=canvas, start=start, end=end, fade_frames=fade_frames)

@@ -19,7 +19,7 @@ from soundstage_dit.alignment import (
     warp,
 )
 from soundstage_dit.conditioning import LyricTokens
-from soundstage_dit.sampler import draw_noise
+from soundstage_dit.sampler import draw_noise, noised
 from soundstage_dit.song import Latents, Song
 from soundstage_dit.trajectory import Conditions
 from soundstage_dit.weights import LoadedModel
@@ -54,7 +54,7 @@ def look(song: Song, latents: Latents, conditions: Conditions, model: LoadedMode
     diffusion = song.diffusion
     made = (torch.from_numpy(latents) - diffusion.latent_shift) / diffusion.latent_rescale
     time = 1 / diffusion.steps
-    noisy = time * draw_noise(_SEED, *made.shape) + (1 - time) * made
+    noisy = noised(made, draw_noise(_SEED, *made.shape), time)
     lyrics = model.conditioner.lyric_tokens(song)
     attention: list[Matrix] = [
         weights.cpu().numpy()

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 from soundstage_dit.alignment import find_lines
 from soundstage_dit.model.condition import ConditionEncoder
 from soundstage_dit.prompts import END_OF_TEXT, lyric_head, lyric_prompt, text_prompt
-from soundstage_dit.song import REFERENCE_FRAMES, Song
+from soundstage_dit.song import Song
+from soundstage_runtime.score import REFERENCE_LATENTS
 
 MAX_TEXT_TOKENS = 256
 MAX_LYRIC_TOKENS = 2048
@@ -50,7 +51,7 @@ class Conditioner:
         return self._condition_encoder(
             self._text_encoder(input_ids=text[None]).last_hidden_state[0],
             self._text_encoder.get_input_embeddings()(lyrics),  # the lyric encoder wants words without context
-            references or [self._silence[:REFERENCE_FRAMES]],
+            references or [self._silence[:REFERENCE_LATENTS]],
         )
 
     def lyric_tokens(self, song: Song) -> LyricTokens:

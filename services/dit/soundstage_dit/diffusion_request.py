@@ -1,12 +1,12 @@
 """From the wire to a Diffusion: what a variant of the model is asked to do at each step."""
 
-from typing import Final, Literal
+from typing import Final
 
 from soundstage.type.v1 import options_pb2
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage_dit.architecture import is_turbo
 from soundstage_dit.schedule import custom_times, nearest_turbo_times, schedule
-from soundstage_dit.song import Diffusion, Guidance, GuidanceMethod, Retake, Sampler, Wavelet
+from soundstage_dit.song import Diffusion, Guidance, GuidanceMethod, Retake, Sampler, Wavelet, WaveletMode
 
 TURBO_STEPS, TURBO_SHIFT = 8, 3.0
 STEPS, SHIFT = 50, 1.0
@@ -26,7 +26,7 @@ _METHODS: Final = {
     options_pb2.GUIDANCE_METHOD_ADG_NORMED: GuidanceMethod.ADG_NORMED,
     options_pb2.GUIDANCE_METHOD_ADG_UNCLIPPED: GuidanceMethod.ADG_UNCLIPPED,
 }
-_WAVELET_MODES: Final[dict[options_pb2.WaveletMode.ValueType, Literal["double", "low", "high", "pixel"]]] = {
+_WAVELET_MODES: Final[dict[options_pb2.WaveletMode.ValueType, WaveletMode]] = {
     options_pb2.WAVELET_MODE_UNSPECIFIED: "double",
     options_pb2.WAVELET_MODE_DOUBLE: "double",
     options_pb2.WAVELET_MODE_LOW: "low",

@@ -2,9 +2,10 @@
 
 from typing import Final
 
-from soundstage_dit.conditioning import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS, REFERENCE_FRAMES
+from soundstage_dit.conditioning import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from soundstage_dit.song import Cover, Edit, Song
 from soundstage_dit.weights import LoadedModel
+from soundstage_runtime.score import REFERENCE_LATENTS
 
 _FLOAT32_BYTES: Final = 4
 # Latents, velocities and what samplers keep of the step before: 64 channels, small beside the rest.
@@ -16,7 +17,7 @@ def estimate_bytes(song: Song, model: LoadedModel) -> int:
     """Estimate, from above, what a song's latents, contexts and conditions take; not what one step does."""
     shape = model.dit.shape
     kept = _LATENTS_KEPT * song.num_frames * shape.channels * _FLOAT32_BYTES
-    references = len(song.references) * REFERENCE_FRAMES * shape.channels * _FLOAT32_BYTES
+    references = len(song.references) * REFERENCE_LATENTS * shape.channels * _FLOAT32_BYTES
     context = song.num_frames * (shape.in_channels - shape.channels)
     stack = shape.stack
     memory = _max_conditions(song) * len(stack.windows) * 2 * stack.kv_heads * stack.head_dim

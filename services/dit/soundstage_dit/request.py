@@ -15,10 +15,9 @@ from soundstage_dit.architecture import is_base, is_turbo
 from soundstage_dit.diffusion_request import read_diffusion
 from soundstage_dit.song import Song
 from soundstage_dit.task_request import read_task
-from soundstage_runtime.score import LATENTS_PER_CODE, MAX_LATENT_FRAMES
+from soundstage_runtime.score import LATENTS_PER_CODE, MAX_LATENT_FRAMES, MAX_REFERENCES
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, MAX_STEPS, Checks
 
-MAX_REFERENCES: Final = 4
 MAX_TURBO_STEPS: Final = 20
 
 
@@ -39,7 +38,7 @@ def read_song(setup: DenoiseSetup, *, variant: str) -> Song:
     _check_variant(checks, setup, variant)
     _check_source(checks, setup)
     _check_edit(checks, setup)
-    _check_adapters(checks, setup)
+    checks.adapters(setup.adapters, field="adapters")
     checks.finish()
     return Song(
         caption=setup.caption,
@@ -91,14 +90,3 @@ def _check_edit(checks: Checks, setup: DenoiseSetup) -> None:
         checks.refuse("options.guidance.method", "must be GUIDANCE_METHOD_APG or GUIDANCE_METHOD_CFG for an edit")
     if options.HasField("wavelet_correction"):
         checks.refuse("options.wavelet_correction", "is given; an edit takes none")
-
-
-def _check_adapters(checks: Checks, setup: DenoiseSetup) -> None:
-    names = [use.name for use in setup.adapters]
-    for index, use in enumerate(setup.adapters):
-        if not use.name:
-            checks.refuse(f"adapters[{index}].name", "is empty; ListAdapters has the names")
-        elif use.name in names[:index]:
-            checks.refuse(f"adapters[{index}].name", f"is {use.name[:64]!r} once more; name each once")
-        if use.HasField("scale"):
-            checks.number(f"adapters[{index}].scale", use.scale, -2, 2)

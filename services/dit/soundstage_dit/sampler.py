@@ -6,11 +6,12 @@ Small functions of tensors [frames, channels] and numbers. Times fall from at mo
 import math
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from soundstage_dit.song import WaveletMode
 
 
 class Purpose(IntEnum):
@@ -83,9 +84,6 @@ def smoothed(velocity: Tensor, previous: Tensor | None, factor: float) -> Tensor
     if factor == 0 or previous is None:
         return velocity
     return (1 - factor) * velocity + factor * previous
-
-
-WaveletMode = Literal["double", "low", "high", "pixel"]
 
 
 def band_weights(mode: WaveletMode, time: float, scale: float, high_scale: float) -> tuple[float, float]:

@@ -45,11 +45,11 @@ from soundstage_dit.alignment import Alignment
 from soundstage_dit.handles import Keepsake, Keepsakes
 from soundstage_dit.request import read_song
 from soundstage_dit.scheduler import Queued
-from soundstage_dit.song import REFERENCE_FRAMES, Song
+from soundstage_dit.song import Song
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import check_fingerprint
 from soundstage_runtime.request_stream import Announced, patient, read_first, read_latents, read_parts
-from soundstage_runtime.score import INSTRUMENTAL, LATENT_CHANNELS, MAX_LATENT_FRAMES
+from soundstage_runtime.score import INSTRUMENTAL, LATENT_CHANNELS, MAX_LATENT_FRAMES, REFERENCE_LATENTS
 from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
@@ -201,14 +201,14 @@ async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator
     source_part = Announced(name="source", num_frames=setup.source_frames, length_field="setup.source_frames")
     reference_part = Announced(
         name="reference",
-        num_frames=setup.reference_count * REFERENCE_FRAMES,
-        length_field=f"setup.reference_count x {REFERENCE_FRAMES}",
+        num_frames=setup.reference_count * REFERENCE_LATENTS,
+        length_field=f"setup.reference_count x {REFERENCE_LATENTS}",
     )
     source, references = await read_parts(requests, [source_part, reference_part])
     return replace(
         song,
         source=source if setup.source_frames else None,
-        references=tuple(references.reshape(setup.reference_count, REFERENCE_FRAMES, LATENT_CHANNELS)),
+        references=tuple(references.reshape(setup.reference_count, REFERENCE_LATENTS, LATENT_CHANNELS)),
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from soundstage_dit.schedule import schedule
 
 Latents = NDArray[np.float32]  # [frames, channels]
-REFERENCE_FRAMES: Final = 750  # 30 s
 
 
 class Sampler(Enum):
@@ -41,11 +40,14 @@ class Guidance:
     end: float = 1.0
 
 
+WaveletMode = Literal["double", "low", "high", "pixel"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wavelet:
     """The correction of bands after a step."""
 
-    mode: Literal["double", "low", "high", "pixel"] = "double"
+    mode: WaveletMode = "double"
     scale: float = 0.05
     high_scale: float = 0.02
 
@@ -148,7 +150,7 @@ Task = TextToMusic | Cover | Repaint | Extract | Lego | Complete | Edit
 class Song:
     """What to make; None is unknown, `num_frames` counts latent frames, `codes` is empty or at most covers them.
 
-    `source` [num_frames, channels] is None where there is none or it is silent. References are [REFERENCE_FRAMES,
+    `source` [num_frames, channels] is None where there is none or it is silent. References are [REFERENCE_LATENTS,
     channels] each.
     """
 

@@ -4,6 +4,7 @@ from typing import Final, Literal
 
 from soundstage.type.v1 import task_pb2
 from soundstage_dit.song import Complete, Cover, Edit, Extract, Lego, Repaint, Task, TextToMusic
+from soundstage_runtime.repaint import kept_share
 from soundstage_runtime.score import SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 
 BLEND_FRAMES: Final = 25  # of the most careful repaint
@@ -41,19 +42,8 @@ def read_task(task: task_pb2.Task, *, num_frames: int) -> Task:
 
 def _repaint(repaint: task_pb2.Repaint, num_frames: int) -> Repaint:
     start, end = _window(repaint.start_s, repaint.end_s if repaint.HasField("end_s") else None, num_frames)
-    care = _care(repaint)
-    return Repaint(start=start, end=end, injection=care, blend_frames=round(BLEND_FRAMES * care))
-
-
-def _care(repaint: task_pb2.Repaint) -> float:
-    """Return how much of what lies outside of the window is kept, 0 to 1."""
-    match repaint.mode:
-        case task_pb2.REPAINT_MODE_CONSERVATIVE:
-            return 1.0
-        case task_pb2.REPAINT_MODE_AGGRESSIVE:
-            return 0.0
-        case _:
-            return 1 - (repaint.strength if repaint.HasField("strength") else 0.5)
+    kept = kept_share(repaint)
+    return Repaint(start=start, end=end, injection=kept, blend_frames=round(BLEND_FRAMES * kept))
 
 
 def _lego(lego: task_pb2.Lego, num_frames: int) -> Lego:

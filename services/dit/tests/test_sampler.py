@@ -12,7 +12,6 @@ from torch import Tensor
 
 from soundstage_dit.sampler import (
     Purpose,
-    WaveletMode,
     band_weights,
     blend,
     bounded,
@@ -30,6 +29,7 @@ from soundstage_dit.sampler import (
     switch_step,
 )
 from soundstage_dit.schedule import TURBO_TIMES, custom_times, nearest_turbo_times, schedule
+from soundstage_dit.song import WaveletMode
 
 falling_times = st.lists(st.floats(0.001, 1), min_size=1, max_size=20).map(lambda times: sorted(times, reverse=True))
 

@@ -13,6 +13,8 @@ NUM_CODES: Final = 64_000
 BPM_RANGE: Final = (30, 300)
 DURATION_RANGE_S: Final = (1.0, 600.0)
 MAX_LATENT_FRAMES: Final = 15_000
+MAX_REFERENCES: Final = 4
+REFERENCE_LATENTS: Final = 750  # of each reference 30 s are heard
 SPREAD_RANGE: Final = (0.01, 1.0)
 
 KEY_SCALES: Final = tuple(

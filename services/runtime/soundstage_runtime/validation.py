@@ -7,6 +7,7 @@ from typing import Final, Protocol
 from google.protobuf.message import Message
 
 from soundstage.type.v1.options_pb2 import (
+    AdapterUse,
     DiffusionOptions,
     Guidance,
     GuidanceMethod,
@@ -25,6 +26,7 @@ from soundstage_runtime.text import control_tokens
 MAX_CAPTION_CHARS = 2048
 MAX_LYRICS_CHARS = 8192
 MAX_STEPS: Final = 200
+MAX_ADAPTER_SCALE: Final = 2
 MAX_PAD_S: Final = 300  # that a repaint may reach beyond its source
 
 
@@ -158,6 +160,16 @@ class Checks:
             if not (0 < time <= 1 and time < before):
                 self.refuse(f"{field}[{index}]", f"is {time:g}; times must fall, from at most 1 to above 0")
                 return
+
+    def adapters(self, adapters: Sequence[AdapterUse], *, field: str) -> None:
+        """Keep adapters named, each once, and their scales in range."""
+        names = [use.name for use in adapters]
+        for index, name in enumerate(names):
+            if not name:
+                self.refuse(f"{field}[{index}].name", "is empty; ListAdapters has the names")
+            elif name in names[:index]:
+                self.refuse(f"{field}[{index}].name", f"is {name[:64]!r} once more; name each once")
+            self._optional(adapters[index], f"{field}[{index}]", "scale", -MAX_ADAPTER_SCALE, MAX_ADAPTER_SCALE)
 
     def task(self, task: Task, *, field: str) -> None:
         """Check the fields of a task that are set."""
