@@ -1,4 +1,4 @@
-"""What the torch stages share: device, dtype, strict weights, linear layers. Kept out of soundstage_runtime, which has no torch."""
+"""What the torch stages share: device, dtype, strict weights, linear layers. soundstage_runtime itself has no torch."""
 
 import logging
 
