@@ -49,8 +49,8 @@ class GetCapabilitiesResponse(_message.Message):
     MAX_SONGS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SONGS_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SAMPLE_FORMATS_FIELD_NUMBER: _builtins.int
-    SAMPLE_RATE_HZ_FIELD_NUMBER: _builtins.int
-    CHANNELS_FIELD_NUMBER: _builtins.int
+    SAMPLE_RATES_HZ_FIELD_NUMBER: _builtins.int
+    ENCODINGS_FIELD_NUMBER: _builtins.int
     VOCAL_LANGUAGES_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     KEY_SCALES_FIELD_NUMBER: _builtins.int
@@ -63,17 +63,21 @@ class GetCapabilitiesResponse(_message.Message):
     """max_songs_in_flight is how many variants are made at once; more are refused with RESOURCE_EXHAUSTED."""
     songs_in_flight: _builtins.int
     """songs_in_flight is how many are being made now."""
-    sample_rate_hz: _builtins.int
-    """sample_rate_hz is the rate of all audio."""
-    channels: _builtins.int
-    """channels is the number of channels of all audio."""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageState]:
         """stages lists every stage, reachable or not."""
 
     @_builtins.property
     def sample_formats(self) -> _containers.RepeatedScalarFieldContainer[_audio_pb2.SampleFormat.ValueType]:
-        """sample_formats lists what OutputOptions may ask for."""
+        """sample_formats lists what AudioFormat may ask for."""
+
+    @_builtins.property
+    def sample_rates_hz(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """sample_rates_hz lists the sample rates that AudioFormat may ask for."""
+
+    @_builtins.property
+    def encodings(self) -> _containers.RepeatedScalarFieldContainer[_audio_pb2.Encoding.ValueType]:
+        """encodings lists what AudioFormat may ask for."""
 
     @_builtins.property
     def vocal_languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -100,8 +104,8 @@ class GetCapabilitiesResponse(_message.Message):
         max_songs_in_flight: _builtins.int = ...,
         songs_in_flight: _builtins.int = ...,
         sample_formats: _abc.Iterable[_audio_pb2.SampleFormat.ValueType] | None = ...,
-        sample_rate_hz: _builtins.int = ...,
-        channels: _builtins.int = ...,
+        sample_rates_hz: _abc.Iterable[_builtins.int] | None = ...,
+        encodings: _abc.Iterable[_audio_pb2.Encoding.ValueType] | None = ...,
         vocal_languages: _abc.Iterable[_builtins.str] | None = ...,
         tasks: _abc.Iterable[_builtins.str] | None = ...,
         key_scales: _abc.Iterable[_builtins.str] | None = ...,
@@ -109,7 +113,7 @@ class GetCapabilitiesResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "key_scales", b"key_scales", "max_duration_s", b"max_duration_s", "max_songs_in_flight", b"max_songs_in_flight", "max_variants", b"max_variants", "sample_formats", b"sample_formats", "sample_rate_hz", b"sample_rate_hz", "songs_in_flight", b"songs_in_flight", "stages", b"stages", "tasks", b"tasks", "time_signatures", b"time_signatures", "vocal_languages", b"vocal_languages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encodings", b"encodings", "key_scales", b"key_scales", "max_duration_s", b"max_duration_s", "max_songs_in_flight", b"max_songs_in_flight", "max_variants", b"max_variants", "sample_formats", b"sample_formats", "sample_rates_hz", b"sample_rates_hz", "songs_in_flight", b"songs_in_flight", "stages", b"stages", "tasks", b"tasks", "time_signatures", b"time_signatures", "vocal_languages", b"vocal_languages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,45 +22,82 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from soundstage.type.v1 import audio_pb2 as soundstage_dot_type_dot_v1_dot_audio__pb2
 from soundstage.type.v1 import options_pb2 as soundstage_dot_type_dot_v1_dot_options__pb2
 from soundstage.type.v1 import score_pb2 as soundstage_dot_type_dot_v1_dot_score__pb2
 from soundstage.type.v1 import task_pb2 as soundstage_dot_type_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&soundstage/music/v1/song_service.proto\x12\x13soundstage.music.v1\x1a\x1esoundstage/type/v1/audio.proto\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\x1a\x1dsoundstage/type/v1/task.proto\"\xe3\x03\n\x13GenerateSongRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x14\n\x0cinstrumental\x18\x03 \x01(\x08\x12\x32\n\x08metadata\x18\x04 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x34\n\x07planner\x18\x05 \x01(\x0b\x32#.soundstage.music.v1.PlannerOptions\x12\x37\n\tdiffusion\x18\x06 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x32\n\x06output\x18\x07 \x01(\x0b\x32\".soundstage.music.v1.OutputOptions\x12\x15\n\x08variants\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\r\x12\r\n\x05\x63odes\x18\n \x03(\r\x12&\n\x04task\x18\x0b \x01(\x0b\x32\x18.soundstage.type.v1.Task\x12\x0e\n\x06source\x18\x0c \x01(\t\x12\x12\n\nreferences\x18\r \x03(\t\x12\x30\n\x08\x61\x64\x61pters\x18\x0e \x03(\x0b\x32\x1e.soundstage.type.v1.AdapterUseB\x0b\n\t_variants\"3\n\x12\x41lignLyricsRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\r\"_\n\x13\x41lignLyricsResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.soundstage.type.v1.LyricLine\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0b\n\x03lrc\x18\x03 \x01(\t\"\xfd\x01\n\x0ePlannerOptions\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x35\n\x08sampling\x18\x02 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x1b\n\x0ewrite_metadata\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0frewrite_caption\x18\x04 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0f\x64\x65tect_language\x18\x05 \x01(\x08H\x03\x88\x01\x01\x42\n\n\x08_enabledB\x11\n\x0f_write_metadataB\x12\n\x10_rewrite_captionB\x12\n\x10_detect_language\"H\n\rOutputOptions\x12\x37\n\rsample_format\x18\x01 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\"\xa7\x03\n\x14GenerateSongResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07variant\x18\x02 \x01(\r\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1d.soundstage.music.v1.AcceptedH\x00\x12)\n\x04plan\x18\x04 \x01(\x0b\x32\x19.soundstage.music.v1.PlanH\x00\x12\x31\n\x08progress\x18\x05 \x01(\x0b\x32\x1d.soundstage.music.v1.ProgressH\x00\x12\x37\n\x0c\x61udio_header\x18\x06 \x01(\x0b\x32\x1f.soundstage.type.v1.AudioHeaderH\x00\x12\x35\n\x0b\x61udio_chunk\x18\x07 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunkH\x00\x12\x33\n\tcompleted\x18\x08 \x01(\x0b\x32\x1e.soundstage.music.v1.CompletedH\x00\x12-\n\x06queued\x18\t \x01(\x0b\x32\x1b.soundstage.music.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"@\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\r\n\x05seeds\x18\x02 \x03(\r\x12\x17\n\x0fsongs_in_flight\x18\x03 \x01(\r\"\x8e\x01\n\x04Plan\x12\x32\n\x08metadata\x18\x01 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x12\n\ncode_count\x18\x02 \x01(\r\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12-\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1d.soundstage.type.v1.PlanField\"R\n\x08Progress\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"\xc5\x01\n\tCompleted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\r\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x31\n\x07timings\x18\x04 \x03(\x0b\x32 .soundstage.music.v1.StageTiming\x12\x13\n\x0b\x66rame_count\x18\x05 \x01(\x04\x12\x12\n\npcm_sha256\x18\x06 \x01(\x0c\x12\x0c\n\x04peak\x18\x07 \x01(\x01\"U\n\x06Queued\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"g\n\x0bStageTiming\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t*J\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STAGE_LM\x10\x01\x12\r\n\tSTAGE_DIT\x10\x02\x12\r\n\tSTAGE_VAE\x10\x03\x32\xd6\x01\n\x0bSongService\x12\x65\n\x0cGenerateSong\x12(.soundstage.music.v1.GenerateSongRequest\x1a).soundstage.music.v1.GenerateSongResponse0\x01\x12`\n\x0b\x41lignLyrics\x12\'.soundstage.music.v1.AlignLyricsRequest\x1a(.soundstage.music.v1.AlignLyricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&soundstage/music/v1/song_service.proto\x12\x13soundstage.music.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1esoundstage/type/v1/audio.proto\x1a soundstage/type/v1/options.proto\x1a\x1esoundstage/type/v1/score.proto\x1a\x1dsoundstage/type/v1/task.proto\"\x82\x04\n\x13GenerateSongRequest\x12\x0f\n\x07\x63\x61ption\x18\x01 \x01(\t\x12\x0e\n\x06lyrics\x18\x02 \x01(\t\x12\x14\n\x0cinstrumental\x18\x03 \x01(\x08\x12\x32\n\x08metadata\x18\x04 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x34\n\x07planner\x18\x05 \x01(\x0b\x32#.soundstage.music.v1.PlannerOptions\x12\x37\n\tdiffusion\x18\x06 \x01(\x0b\x32$.soundstage.type.v1.DiffusionOptions\x12\x32\n\x06output\x18\x07 \x01(\x0b\x32\".soundstage.music.v1.OutputOptions\x12\x15\n\x08variants\x18\x08 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05seeds\x18\t \x03(\r\x12\r\n\x05\x63odes\x18\n \x03(\r\x12&\n\x04task\x18\x0b \x01(\x0b\x32\x18.soundstage.type.v1.Task\x12\x0e\n\x06source\x18\x0c \x01(\t\x12\x12\n\nreferences\x18\r \x03(\t\x12\x30\n\x08\x61\x64\x61pters\x18\x0e \x03(\x0b\x32\x1e.soundstage.type.v1.AdapterUse\x12\x0e\n\x06\x64\x65tach\x18\x0f \x01(\x08\x12\r\n\x05model\x18\x10 \x01(\tB\x0b\n\t_variants\"b\n\x11\x43reateSongRequest\x12\x39\n\x07request\x18\x01 \x01(\x0b\x32(.soundstage.music.v1.GenerateSongRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"=\n\x12\x43reateSongResponse\x12\'\n\x04song\x18\x01 \x01(\x0b\x32\x19.soundstage.music.v1.Song\"\x1e\n\x0eGetSongRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\":\n\x0fGetSongResponse\x12\'\n\x04song\x18\x01 \x01(\x0b\x32\x19.soundstage.music.v1.Song\"9\n\x10ListSongsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x11ListSongsResponse\x12(\n\x05songs\x18\x01 \x03(\x0b\x32\x19.soundstage.music.v1.Song\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11\x43\x61ncelSongRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\"=\n\x12\x43\x61ncelSongResponse\x12\'\n\x04song\x18\x01 \x01(\x0b\x32\x19.soundstage.music.v1.Song\"!\n\x11\x44\x65leteSongRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteSongResponse\"P\n\x10WatchSongRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x1b\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_after_sequence\"M\n\x11WatchSongResponse\x12\x38\n\x05\x65vent\x18\x01 \x01(\x0b\x32).soundstage.music.v1.GenerateSongResponse\"\xa6\x01\n\x12StreamAudioRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_frame\x18\x03 \x01(\x04\x12\x18\n\x0b\x66rame_count\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x32\n\x06output\x18\x05 \x01(\x0b\x32\".soundstage.music.v1.OutputOptionsB\x0e\n\x0c_frame_count\"\xc9\x01\n\x13StreamAudioResponse\x12\x37\n\x0c\x61udio_header\x18\x01 \x01(\x0b\x32\x1f.soundstage.type.v1.AudioHeaderH\x00\x12\x35\n\x0b\x61udio_chunk\x18\x02 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunkH\x00\x12\x39\n\raudio_trailer\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.AudioTrailerH\x00\x42\x07\n\x05\x65vent\"\xc3\x02\n\x04Song\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.soundstage.music.v1.SongState\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x07request\x18\x05 \x01(\x0b\x32(.soundstage.music.v1.GenerateSongRequest\x12\x32\n\x08variants\x18\x06 \x03(\x0b\x32 .soundstage.music.v1.SongVariant\x12-\n\x05\x65rror\x18\x07 \x01(\x0b\x32\x1e.soundstage.music.v1.SongError\"\x8c\x01\n\x0bSongVariant\x12\x0c\n\x04seed\x18\x01 \x01(\r\x12\'\n\x04plan\x18\x02 \x01(\x0b\x32\x19.soundstage.music.v1.Plan\x12\x13\n\x0b\x66rame_count\x18\x03 \x01(\x04\x12\x31\n\x07timings\x18\x04 \x03(\x0b\x32 .soundstage.music.v1.StageTiming\":\n\tSongError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"3\n\x12\x41lignLyricsRequest\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\r\"_\n\x13\x41lignLyricsResponse\x12,\n\x05lines\x18\x01 \x03(\x0b\x32\x1d.soundstage.type.v1.LyricLine\x12\r\n\x05score\x18\x02 \x01(\x01\x12\x0b\n\x03lrc\x18\x03 \x01(\t\"\xfd\x01\n\x0ePlannerOptions\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x35\n\x08sampling\x18\x02 \x01(\x0b\x32#.soundstage.type.v1.SamplingOptions\x12\x1b\n\x0ewrite_metadata\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x1c\n\x0frewrite_caption\x18\x04 \x01(\x08H\x02\x88\x01\x01\x12\x1c\n\x0f\x64\x65tect_language\x18\x05 \x01(\x08H\x03\x88\x01\x01\x42\n\n\x08_enabledB\x11\n\x0f_write_metadataB\x12\n\x10_rewrite_captionB\x12\n\x10_detect_language\"\xca\x01\n\rOutputOptions\x12/\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1f.soundstage.type.v1.AudioFormat\x12\x0f\n\x07gain_db\x18\x02 \x01(\x01\x12\x16\n\tpeak_dbfs\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\tfade_in_s\x18\x04 \x01(\x01\x12\x12\n\nfade_out_s\x18\x05 \x01(\x01\x12\x19\n\x0cmax_buffer_s\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_peak_dbfsB\x0f\n\r_max_buffer_s\"\xa7\x03\n\x14GenerateSongResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0f\n\x07variant\x18\x02 \x01(\r\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x1d.soundstage.music.v1.AcceptedH\x00\x12)\n\x04plan\x18\x04 \x01(\x0b\x32\x19.soundstage.music.v1.PlanH\x00\x12\x31\n\x08progress\x18\x05 \x01(\x0b\x32\x1d.soundstage.music.v1.ProgressH\x00\x12\x37\n\x0c\x61udio_header\x18\x06 \x01(\x0b\x32\x1f.soundstage.type.v1.AudioHeaderH\x00\x12\x35\n\x0b\x61udio_chunk\x18\x07 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunkH\x00\x12\x33\n\tcompleted\x18\x08 \x01(\x0b\x32\x1e.soundstage.music.v1.CompletedH\x00\x12-\n\x06queued\x18\t \x01(\x0b\x32\x1b.soundstage.music.v1.QueuedH\x00\x42\x07\n\x05\x65vent\"@\n\x08\x41\x63\x63\x65pted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\r\n\x05seeds\x18\x02 \x03(\r\x12\x17\n\x0fsongs_in_flight\x18\x03 \x01(\r\"\x8e\x01\n\x04Plan\x12\x32\n\x08metadata\x18\x01 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x12\n\ncode_count\x18\x02 \x01(\r\x12\x0f\n\x07\x63\x61ption\x18\x03 \x01(\t\x12-\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1d.soundstage.type.v1.PlanField\"R\n\x08Progress\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\"\xc5\x01\n\tCompleted\x12\x0c\n\x04song\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\r\x12\x32\n\x08metadata\x18\x03 \x01(\x0b\x32 .soundstage.type.v1.SongMetadata\x12\x31\n\x07timings\x18\x04 \x03(\x0b\x32 .soundstage.music.v1.StageTiming\x12\x13\n\x0b\x66rame_count\x18\x05 \x01(\x04\x12\x12\n\npcm_sha256\x18\x06 \x01(\x0c\x12\x0c\n\x04peak\x18\x07 \x01(\x01\"U\n\x06Queued\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\"g\n\x0bStageTiming\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x12\n\nduration_s\x18\x02 \x01(\x01\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t*\x8a\x01\n\tSongState\x12\x1a\n\x16SONG_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SONG_STATE_RUNNING\x10\x01\x12\x18\n\x14SONG_STATE_COMPLETED\x10\x02\x12\x18\n\x14SONG_STATE_CANCELLED\x10\x03\x12\x15\n\x11SONG_STATE_FAILED\x10\x04*J\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x0c\n\x08STAGE_LM\x10\x01\x12\r\n\tSTAGE_DIT\x10\x02\x12\r\n\tSTAGE_VAE\x10\x03\x32\xe7\x06\n\x0bSongService\x12\x65\n\x0cGenerateSong\x12(.soundstage.music.v1.GenerateSongRequest\x1a).soundstage.music.v1.GenerateSongResponse0\x01\x12]\n\nCreateSong\x12&.soundstage.music.v1.CreateSongRequest\x1a\'.soundstage.music.v1.CreateSongResponse\x12T\n\x07GetSong\x12#.soundstage.music.v1.GetSongRequest\x1a$.soundstage.music.v1.GetSongResponse\x12Z\n\tListSongs\x12%.soundstage.music.v1.ListSongsRequest\x1a&.soundstage.music.v1.ListSongsResponse\x12]\n\nCancelSong\x12&.soundstage.music.v1.CancelSongRequest\x1a\'.soundstage.music.v1.CancelSongResponse\x12]\n\nDeleteSong\x12&.soundstage.music.v1.DeleteSongRequest\x1a\'.soundstage.music.v1.DeleteSongResponse\x12\\\n\tWatchSong\x12%.soundstage.music.v1.WatchSongRequest\x1a&.soundstage.music.v1.WatchSongResponse0\x01\x12\x62\n\x0bStreamAudio\x12\'.soundstage.music.v1.StreamAudioRequest\x1a(.soundstage.music.v1.StreamAudioResponse0\x01\x12`\n\x0b\x41lignLyrics\x12\'.soundstage.music.v1.AlignLyricsRequest\x1a(.soundstage.music.v1.AlignLyricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.music.v1.song_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=2271
-  _globals['_STAGE']._serialized_end=2345
-  _globals['_GENERATESONGREQUEST']._serialized_start=193
-  _globals['_GENERATESONGREQUEST']._serialized_end=676
-  _globals['_ALIGNLYRICSREQUEST']._serialized_start=678
-  _globals['_ALIGNLYRICSREQUEST']._serialized_end=729
-  _globals['_ALIGNLYRICSRESPONSE']._serialized_start=731
-  _globals['_ALIGNLYRICSRESPONSE']._serialized_end=826
-  _globals['_PLANNEROPTIONS']._serialized_start=829
-  _globals['_PLANNEROPTIONS']._serialized_end=1082
-  _globals['_OUTPUTOPTIONS']._serialized_start=1084
-  _globals['_OUTPUTOPTIONS']._serialized_end=1156
-  _globals['_GENERATESONGRESPONSE']._serialized_start=1159
-  _globals['_GENERATESONGRESPONSE']._serialized_end=1582
-  _globals['_ACCEPTED']._serialized_start=1584
-  _globals['_ACCEPTED']._serialized_end=1648
-  _globals['_PLAN']._serialized_start=1651
-  _globals['_PLAN']._serialized_end=1793
-  _globals['_PROGRESS']._serialized_start=1795
-  _globals['_PROGRESS']._serialized_end=1877
-  _globals['_COMPLETED']._serialized_start=1880
-  _globals['_COMPLETED']._serialized_end=2077
-  _globals['_QUEUED']._serialized_start=2079
-  _globals['_QUEUED']._serialized_end=2164
-  _globals['_STAGETIMING']._serialized_start=2166
-  _globals['_STAGETIMING']._serialized_end=2269
-  _globals['_SONGSERVICE']._serialized_start=2348
-  _globals['_SONGSERVICE']._serialized_end=2562
+  _globals['_SONGSTATE']._serialized_start=4087
+  _globals['_SONGSTATE']._serialized_end=4225
+  _globals['_STAGE']._serialized_start=4227
+  _globals['_STAGE']._serialized_end=4301
+  _globals['_GENERATESONGREQUEST']._serialized_start=226
+  _globals['_GENERATESONGREQUEST']._serialized_end=740
+  _globals['_CREATESONGREQUEST']._serialized_start=742
+  _globals['_CREATESONGREQUEST']._serialized_end=840
+  _globals['_CREATESONGRESPONSE']._serialized_start=842
+  _globals['_CREATESONGRESPONSE']._serialized_end=903
+  _globals['_GETSONGREQUEST']._serialized_start=905
+  _globals['_GETSONGREQUEST']._serialized_end=935
+  _globals['_GETSONGRESPONSE']._serialized_start=937
+  _globals['_GETSONGRESPONSE']._serialized_end=995
+  _globals['_LISTSONGSREQUEST']._serialized_start=997
+  _globals['_LISTSONGSREQUEST']._serialized_end=1054
+  _globals['_LISTSONGSRESPONSE']._serialized_start=1056
+  _globals['_LISTSONGSRESPONSE']._serialized_end=1142
+  _globals['_CANCELSONGREQUEST']._serialized_start=1144
+  _globals['_CANCELSONGREQUEST']._serialized_end=1177
+  _globals['_CANCELSONGRESPONSE']._serialized_start=1179
+  _globals['_CANCELSONGRESPONSE']._serialized_end=1240
+  _globals['_DELETESONGREQUEST']._serialized_start=1242
+  _globals['_DELETESONGREQUEST']._serialized_end=1275
+  _globals['_DELETESONGRESPONSE']._serialized_start=1277
+  _globals['_DELETESONGRESPONSE']._serialized_end=1297
+  _globals['_WATCHSONGREQUEST']._serialized_start=1299
+  _globals['_WATCHSONGREQUEST']._serialized_end=1379
+  _globals['_WATCHSONGRESPONSE']._serialized_start=1381
+  _globals['_WATCHSONGRESPONSE']._serialized_end=1458
+  _globals['_STREAMAUDIOREQUEST']._serialized_start=1461
+  _globals['_STREAMAUDIOREQUEST']._serialized_end=1627
+  _globals['_STREAMAUDIORESPONSE']._serialized_start=1630
+  _globals['_STREAMAUDIORESPONSE']._serialized_end=1831
+  _globals['_SONG']._serialized_start=1834
+  _globals['_SONG']._serialized_end=2157
+  _globals['_SONGVARIANT']._serialized_start=2160
+  _globals['_SONGVARIANT']._serialized_end=2300
+  _globals['_SONGERROR']._serialized_start=2302
+  _globals['_SONGERROR']._serialized_end=2360
+  _globals['_ALIGNLYRICSREQUEST']._serialized_start=2362
+  _globals['_ALIGNLYRICSREQUEST']._serialized_end=2413
+  _globals['_ALIGNLYRICSRESPONSE']._serialized_start=2415
+  _globals['_ALIGNLYRICSRESPONSE']._serialized_end=2510
+  _globals['_PLANNEROPTIONS']._serialized_start=2513
+  _globals['_PLANNEROPTIONS']._serialized_end=2766
+  _globals['_OUTPUTOPTIONS']._serialized_start=2769
+  _globals['_OUTPUTOPTIONS']._serialized_end=2971
+  _globals['_GENERATESONGRESPONSE']._serialized_start=2974
+  _globals['_GENERATESONGRESPONSE']._serialized_end=3397
+  _globals['_ACCEPTED']._serialized_start=3399
+  _globals['_ACCEPTED']._serialized_end=3463
+  _globals['_PLAN']._serialized_start=3466
+  _globals['_PLAN']._serialized_end=3608
+  _globals['_PROGRESS']._serialized_start=3610
+  _globals['_PROGRESS']._serialized_end=3692
+  _globals['_COMPLETED']._serialized_start=3695
+  _globals['_COMPLETED']._serialized_end=3892
+  _globals['_QUEUED']._serialized_start=3894
+  _globals['_QUEUED']._serialized_end=3979
+  _globals['_STAGETIMING']._serialized_start=3981
+  _globals['_STAGETIMING']._serialized_end=4084
+  _globals['_SONGSERVICE']._serialized_start=4304
+  _globals['_SONGSERVICE']._serialized_end=5175
 # @@protoc_insertion_point(module_scope)

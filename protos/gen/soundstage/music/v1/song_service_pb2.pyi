@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from soundstage.type.v1 import audio_pb2 as _audio_pb2
@@ -22,6 +23,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SongState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SongStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SongState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SONG_STATE_UNSPECIFIED: _SongState.ValueType  # 0
+    """SONG_STATE_UNSPECIFIED is never sent."""
+    SONG_STATE_RUNNING: _SongState.ValueType  # 1
+    """SONG_STATE_RUNNING is being made."""
+    SONG_STATE_COMPLETED: _SongState.ValueType  # 2
+    """SONG_STATE_COMPLETED can be played from end to end."""
+    SONG_STATE_CANCELLED: _SongState.ValueType  # 3
+    """SONG_STATE_CANCELLED was stopped by its client."""
+    SONG_STATE_FAILED: _SongState.ValueType  # 4
+    """SONG_STATE_FAILED ended with an error."""
+
+class SongState(_SongState, metaclass=_SongStateEnumTypeWrapper):
+    """SongState is how far a song is."""
+
+SONG_STATE_UNSPECIFIED: SongState.ValueType  # 0
+"""SONG_STATE_UNSPECIFIED is never sent."""
+SONG_STATE_RUNNING: SongState.ValueType  # 1
+"""SONG_STATE_RUNNING is being made."""
+SONG_STATE_COMPLETED: SongState.ValueType  # 2
+"""SONG_STATE_COMPLETED can be played from end to end."""
+SONG_STATE_CANCELLED: SongState.ValueType  # 3
+"""SONG_STATE_CANCELLED was stopped by its client."""
+SONG_STATE_FAILED: SongState.ValueType  # 4
+"""SONG_STATE_FAILED ended with an error."""
+Global___SongState: _TypeAlias = SongState  # noqa: Y015
 
 class _Stage:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -71,6 +104,8 @@ class GenerateSongRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     REFERENCES_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     caption: _builtins.str
     """caption describes the music: style, instruments, mood. At most 2048 characters."""
     lyrics: _builtins.str
@@ -80,7 +115,15 @@ class GenerateSongRequest(_message.Message):
     variants: _builtins.int
     """variants is how many songs to make, 1 to 8, each with its own seed. Default 1."""
     source: _builtins.str
-    """source is the asset that the task works on: "assets/{id}", of UploadAudio. A cover may have codes instead."""
+    """source is what the task works on: "assets/{id}", of UploadAudio, or a finished song, "songs/{id}" or
+    "songs/{id}/variants/{variant}". A cover may have codes instead.
+    """
+    detach: _builtins.bool
+    """detach lets the song be finished though the call is cancelled or its connection lost."""
+    model: _builtins.str
+    """model is the diffusion model to use: a name of CatalogService.ListModels, "models/dit/{name}", or its variant, such
+    as "xl-turbo". Default the deployment's first.
+    """
     @_builtins.property
     def metadata(self) -> _score_pb2.SongMetadata:
         """metadata fixes what the planner would otherwise choose."""
@@ -118,7 +161,7 @@ class GenerateSongRequest(_message.Message):
 
     @_builtins.property
     def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """references are assets whose sound the song takes on, at most 4. Of each, three windows of 10 s are heard."""
+        """references are assets or songs whose sound the song takes on, at most 4. Of each, three windows of 10 s are heard."""
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_options_pb2.AdapterUse]:
@@ -141,16 +184,513 @@ class GenerateSongRequest(_message.Message):
         source: _builtins.str = ...,
         references: _abc.Iterable[_builtins.str] | None = ...,
         adapters: _abc.Iterable[_options_pb2.AdapterUse] | None = ...,
+        detach: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "diffusion", b"diffusion", "metadata", b"metadata", "output", b"output", "planner", b"planner", "task", b"task", "variants", b"variants"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "adapters", b"adapters", "caption", b"caption", "codes", b"codes", "diffusion", b"diffusion", "instrumental", b"instrumental", "lyrics", b"lyrics", "metadata", b"metadata", "output", b"output", "planner", b"planner", "references", b"references", "seeds", b"seeds", "source", b"source", "task", b"task", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_variants", b"_variants", "adapters", b"adapters", "caption", b"caption", "codes", b"codes", "detach", b"detach", "diffusion", b"diffusion", "instrumental", b"instrumental", "lyrics", b"lyrics", "metadata", b"metadata", "model", b"model", "output", b"output", "planner", b"planner", "references", b"references", "seeds", b"seeds", "source", b"source", "task", b"task", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__variants: _TypeAlias = _typing.Literal["variants"]  # noqa: Y015
     _WhichOneofArgType__variants: _TypeAlias = _typing.Literal["_variants", b"_variants"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__variants) -> _WhichOneofReturnType__variants | None: ...
 
 Global___GenerateSongRequest: _TypeAlias = GenerateSongRequest  # noqa: Y015
+
+@_typing.final
+class CreateSongRequest(_message.Message):
+    """CreateSongRequest asks for a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """request_id names this request, in 1 to 64 printable ASCII characters, so that sending it again makes nothing again."""
+    @_builtins.property
+    def request(self) -> Global___GenerateSongRequest:
+        """request says what to make; its output is not looked at, as StreamAudio has its own."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___GenerateSongRequest | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSongRequest: _TypeAlias = CreateSongRequest  # noqa: Y015
+
+@_typing.final
+class CreateSongResponse(_message.Message):
+    """CreateSongResponse is the song as it begins."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def song(self) -> Global___Song:
+        """song is the song."""
+
+    def __init__(
+        self,
+        *,
+        song: Global___Song | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateSongResponse: _TypeAlias = CreateSongResponse  # noqa: Y015
+
+@_typing.final
+class GetSongRequest(_message.Message):
+    """GetSongRequest names a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    song: _builtins.str
+    """song is its name: "songs/{id}"."""
+    def __init__(
+        self,
+        *,
+        song: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSongRequest: _TypeAlias = GetSongRequest  # noqa: Y015
+
+@_typing.final
+class GetSongResponse(_message.Message):
+    """GetSongResponse is the song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def song(self) -> Global___Song:
+        """song is the song."""
+
+    def __init__(
+        self,
+        *,
+        song: Global___Song | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSongResponse: _TypeAlias = GetSongResponse  # noqa: Y015
+
+@_typing.final
+class ListSongsRequest(_message.Message):
+    """ListSongsRequest asks for a page of songs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """page_size is the most songs to answer, 1 to 100. Default 50."""
+    page_token: _builtins.str
+    """page_token is next_page_token of the page before; empty for the first."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSongsRequest: _TypeAlias = ListSongsRequest  # noqa: Y015
+
+@_typing.final
+class ListSongsResponse(_message.Message):
+    """ListSongsResponse is a page of songs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONGS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token asks for the next page; empty on the last."""
+    @_builtins.property
+    def songs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Song]:
+        """songs are the page, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        songs: _abc.Iterable[Global___Song] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "songs", b"songs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSongsResponse: _TypeAlias = ListSongsResponse  # noqa: Y015
+
+@_typing.final
+class CancelSongRequest(_message.Message):
+    """CancelSongRequest names a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    song: _builtins.str
+    """song is its name: "songs/{id}"."""
+    def __init__(
+        self,
+        *,
+        song: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelSongRequest: _TypeAlias = CancelSongRequest  # noqa: Y015
+
+@_typing.final
+class CancelSongResponse(_message.Message):
+    """CancelSongResponse is the song as it is left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def song(self) -> Global___Song:
+        """song is the song."""
+
+    def __init__(
+        self,
+        *,
+        song: Global___Song | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelSongResponse: _TypeAlias = CancelSongResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSongRequest(_message.Message):
+    """DeleteSongRequest names a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    song: _builtins.str
+    """song is its name: "songs/{id}"."""
+    def __init__(
+        self,
+        *,
+        song: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["song", b"song"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSongRequest: _TypeAlias = DeleteSongRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSongResponse(_message.Message):
+    """DeleteSongResponse says that it is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSongResponse: _TypeAlias = DeleteSongResponse  # noqa: Y015
+
+@_typing.final
+class WatchSongRequest(_message.Message):
+    """WatchSongRequest says from where on to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    song: _builtins.str
+    """song is its name: "songs/{id}"."""
+    after_sequence: _builtins.int
+    """after_sequence is the last event that the client has. Default none."""
+    def __init__(
+        self,
+        *,
+        song: _builtins.str = ...,
+        after_sequence: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "song", b"song"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
+    _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_sequence) -> _WhichOneofReturnType__after_sequence | None: ...
+
+Global___WatchSongRequest: _TypeAlias = WatchSongRequest  # noqa: Y015
+
+@_typing.final
+class WatchSongResponse(_message.Message):
+    """WatchSongResponse is one event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> Global___GenerateSongResponse:
+        """event is what happened. It is never audio; completed comes when the audio can be played from end to end, with neither
+        pcm_sha256 nor peak, which StreamAudio's trailer has.
+        """
+
+    def __init__(
+        self,
+        *,
+        event: Global___GenerateSongResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSongResponse: _TypeAlias = WatchSongResponse  # noqa: Y015
+
+@_typing.final
+class StreamAudioRequest(_message.Message):
+    """StreamAudioRequest says what to play."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SONG_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    FIRST_FRAME_FIELD_NUMBER: _builtins.int
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    song: _builtins.str
+    """song is its name: "songs/{id}"."""
+    variant: _builtins.int
+    """variant is which of its variants, from 0."""
+    first_frame: _builtins.int
+    """first_frame is the audio frame to begin with, counted at the output's sample rate. Default 0."""
+    frame_count: _builtins.int
+    """frame_count is how many audio frames to play. Default all up to the end."""
+    @_builtins.property
+    def output(self) -> Global___OutputOptions:
+        """output says how the audio is written."""
+
+    def __init__(
+        self,
+        *,
+        song: _builtins.str = ...,
+        variant: _builtins.int = ...,
+        first_frame: _builtins.int = ...,
+        frame_count: _builtins.int | None = ...,
+        output: Global___OutputOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count", "frame_count", b"frame_count", "output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count", "first_frame", b"first_frame", "frame_count", b"frame_count", "output", b"output", "song", b"song", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frame_count: _TypeAlias = _typing.Literal["frame_count"]  # noqa: Y015
+    _WhichOneofArgType__frame_count: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frame_count) -> _WhichOneofReturnType__frame_count | None: ...
+
+Global___StreamAudioRequest: _TypeAlias = StreamAudioRequest  # noqa: Y015
+
+@_typing.final
+class StreamAudioResponse(_message.Message):
+    """StreamAudioResponse is a piece of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUDIO_HEADER_FIELD_NUMBER: _builtins.int
+    AUDIO_CHUNK_FIELD_NUMBER: _builtins.int
+    AUDIO_TRAILER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def audio_header(self) -> _audio_pb2.AudioHeader:
+        """audio_header comes first, once."""
+
+    @_builtins.property
+    def audio_chunk(self) -> _audio_pb2.AudioChunk:
+        """audio_chunk is a piece of the audio, in playing order."""
+
+    @_builtins.property
+    def audio_trailer(self) -> _audio_pb2.AudioTrailer:
+        """audio_trailer comes last, once."""
+
+    def __init__(
+        self,
+        *,
+        audio_header: _audio_pb2.AudioHeader | None = ...,
+        audio_chunk: _audio_pb2.AudioChunk | None = ...,
+        audio_trailer: _audio_pb2.AudioTrailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "audio_header", b"audio_header", "audio_trailer", b"audio_trailer", "event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio_chunk", b"audio_chunk", "audio_header", b"audio_header", "audio_trailer", b"audio_trailer", "event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["audio_header", "audio_chunk", "audio_trailer"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamAudioResponse: _TypeAlias = StreamAudioResponse  # noqa: Y015
+
+@_typing.final
+class Song(_message.Message):
+    """Song is what is known of a song."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is "songs/{id}"."""
+    state: Global___SongState.ValueType
+    """state is how far it is."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """create_time is when it was accepted."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """expire_time is when it will be forgotten, or earlier if newer songs need its room."""
+
+    @_builtins.property
+    def request(self) -> Global___GenerateSongRequest:
+        """request is what was asked for."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___SongVariant]:
+        """variants are its variants, in order."""
+
+    @_builtins.property
+    def error(self) -> Global___SongError:
+        """error says why it failed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___SongState.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        request: Global___GenerateSongRequest | None = ...,
+        variants: _abc.Iterable[Global___SongVariant] | None = ...,
+        error: Global___SongError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "expire_time", b"expire_time", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "expire_time", b"expire_time", "name", b"name", "request", b"request", "state", b"state", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Song: _TypeAlias = Song  # noqa: Y015
+
+@_typing.final
+class SongVariant(_message.Message):
+    """SongVariant is one of the songs of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    TIMINGS_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """seed is the seed that makes it."""
+    frame_count: _builtins.int
+    """frame_count is its length in audio frames at 48000 Hz; 0 until it can be played."""
+    @_builtins.property
+    def plan(self) -> Global___Plan:
+        """plan is what it will be, once it is settled."""
+
+    @_builtins.property
+    def timings(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTiming]:
+        """timings say how long each stage worked, in the order they ran."""
+
+    def __init__(
+        self,
+        *,
+        seed: _builtins.int = ...,
+        plan: Global___Plan | None = ...,
+        frame_count: _builtins.int = ...,
+        timings: _abc.Iterable[Global___StageTiming] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_count", b"frame_count", "plan", b"plan", "seed", b"seed", "timings", b"timings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SongVariant: _TypeAlias = SongVariant  # noqa: Y015
+
+@_typing.final
+class SongError(_message.Message):
+    """SongError is how a song failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """code is the gRPC status code."""
+    reason: _builtins.str
+    """reason is a constant that a program can compare."""
+    message: _builtins.str
+    """message is for people."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SongError: _TypeAlias = SongError  # noqa: Y015
 
 @_typing.final
 class AlignLyricsRequest(_message.Message):
@@ -280,19 +820,52 @@ class OutputOptions(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SAMPLE_FORMAT_FIELD_NUMBER: _builtins.int
-    sample_format: _audio_pb2.SampleFormat.ValueType
-    """sample_format is how PCM samples are written. Default S16."""
+    FORMAT_FIELD_NUMBER: _builtins.int
+    GAIN_DB_FIELD_NUMBER: _builtins.int
+    PEAK_DBFS_FIELD_NUMBER: _builtins.int
+    FADE_IN_S_FIELD_NUMBER: _builtins.int
+    FADE_OUT_S_FIELD_NUMBER: _builtins.int
+    MAX_BUFFER_S_FIELD_NUMBER: _builtins.int
+    gain_db: _builtins.float
+    """gain_db is a fixed gain in dB, -60 to 20. Default 0."""
+    peak_dbfs: _builtins.float
+    """peak_dbfs scales the whole song so that its peak is at this level, -60 to 0 dBFS, before gain_db. The whole song is
+    decoded first. StreamAudio alone takes it: GenerateSong sends audio before the peak is known.
+    """
+    fade_in_s: _builtins.float
+    """fade_in_s is a linear fade over the song's first seconds, 0 to 60. Default none."""
+    fade_out_s: _builtins.float
+    """fade_out_s is a linear fade over the song's last seconds, 0 to 60. Default none."""
+    max_buffer_s: _builtins.float
+    """max_buffer_s paces the stream for a client that plays it: at most so many seconds are sent ahead of a playback that
+    began with the first chunk, 0.5 to 600. Default no pacing.
+    """
+    @_builtins.property
+    def format(self) -> _audio_pb2.AudioFormat:
+        """format is how it is written. Default PCM S16 at 48000 Hz, stereo."""
+
     def __init__(
         self,
         *,
-        sample_format: _audio_pb2.SampleFormat.ValueType = ...,
+        format: _audio_pb2.AudioFormat | None = ...,
+        gain_db: _builtins.float = ...,
+        peak_dbfs: _builtins.float | None = ...,
+        fade_in_s: _builtins.float = ...,
+        fade_out_s: _builtins.float = ...,
+        max_buffer_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_buffer_s", b"_max_buffer_s", "_peak_dbfs", b"_peak_dbfs", "format", b"format", "max_buffer_s", b"max_buffer_s", "peak_dbfs", b"peak_dbfs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sample_format", b"sample_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_buffer_s", b"_max_buffer_s", "_peak_dbfs", b"_peak_dbfs", "fade_in_s", b"fade_in_s", "fade_out_s", b"fade_out_s", "format", b"format", "gain_db", b"gain_db", "max_buffer_s", b"max_buffer_s", "peak_dbfs", b"peak_dbfs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_buffer_s: _TypeAlias = _typing.Literal["max_buffer_s"]  # noqa: Y015
+    _WhichOneofArgType__max_buffer_s: _TypeAlias = _typing.Literal["_max_buffer_s", b"_max_buffer_s"]  # noqa: Y015
+    _WhichOneofReturnType__peak_dbfs: _TypeAlias = _typing.Literal["peak_dbfs"]  # noqa: Y015
+    _WhichOneofArgType__peak_dbfs: _TypeAlias = _typing.Literal["_peak_dbfs", b"_peak_dbfs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_buffer_s) -> _WhichOneofReturnType__max_buffer_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_dbfs) -> _WhichOneofReturnType__peak_dbfs | None: ...
 
 Global___OutputOptions: _TypeAlias = OutputOptions  # noqa: Y015
 
@@ -333,7 +906,7 @@ class GenerateSongResponse(_message.Message):
 
     @_builtins.property
     def audio_chunk(self) -> _audio_pb2.AudioChunk:
-        """audio_chunk is a piece of the song, in playing order; at most 0.5 s."""
+        """audio_chunk is a piece of the song, in playing order; of PCM at most 0.5 s."""
 
     @_builtins.property
     def completed(self) -> Global___Completed:
@@ -484,9 +1057,9 @@ class Completed(_message.Message):
     seed: _builtins.int
     """seed is the seed that made this variant."""
     frame_count: _builtins.int
-    """frame_count is the number of audio frames sent."""
+    """frame_count is the number of audio frames sent; in WatchSong, of audio frames at 48000 Hz."""
     pcm_sha256: _builtins.bytes
-    """pcm_sha256 is the SHA-256 of all chunk data joined, 32 bytes."""
+    """pcm_sha256 is the SHA-256 of the frames sent as PCM, as in AudioTrailer; 32 bytes."""
     peak: _builtins.float
     """peak is the largest absolute sample before the sample format clipped it; 1.0 is full scale."""
     @_builtins.property

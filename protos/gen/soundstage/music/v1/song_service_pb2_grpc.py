@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SongServiceStub(object):
-    """SongService makes songs.
+    """SongService makes songs, keeps them for a while, and plays them.
     """
 
     def __init__(self, channel):
@@ -40,6 +40,41 @@ class SongServiceStub(object):
                 request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongRequest.SerializeToString,
                 response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongResponse.FromString,
                 _registered_method=True)
+        self.CreateSong = channel.unary_unary(
+                '/soundstage.music.v1.SongService/CreateSong',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CreateSongRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CreateSongResponse.FromString,
+                _registered_method=True)
+        self.GetSong = channel.unary_unary(
+                '/soundstage.music.v1.SongService/GetSong',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GetSongRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GetSongResponse.FromString,
+                _registered_method=True)
+        self.ListSongs = channel.unary_unary(
+                '/soundstage.music.v1.SongService/ListSongs',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.ListSongsRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.ListSongsResponse.FromString,
+                _registered_method=True)
+        self.CancelSong = channel.unary_unary(
+                '/soundstage.music.v1.SongService/CancelSong',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CancelSongRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CancelSongResponse.FromString,
+                _registered_method=True)
+        self.DeleteSong = channel.unary_unary(
+                '/soundstage.music.v1.SongService/DeleteSong',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.DeleteSongRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.DeleteSongResponse.FromString,
+                _registered_method=True)
+        self.WatchSong = channel.unary_stream(
+                '/soundstage.music.v1.SongService/WatchSong',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.WatchSongRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.WatchSongResponse.FromString,
+                _registered_method=True)
+        self.StreamAudio = channel.unary_stream(
+                '/soundstage.music.v1.SongService/StreamAudio',
+                request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.StreamAudioRequest.SerializeToString,
+                response_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.StreamAudioResponse.FromString,
+                _registered_method=True)
         self.AlignLyrics = channel.unary_unary(
                 '/soundstage.music.v1.SongService/AlignLyrics',
                 request_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsRequest.SerializeToString,
@@ -48,7 +83,7 @@ class SongServiceStub(object):
 
 
 class SongServiceServicer(object):
-    """SongService makes songs.
+    """SongService makes songs, keeps them for a while, and plays them.
     """
 
     def GenerateSong(self, request, context):
@@ -56,7 +91,59 @@ class SongServiceServicer(object):
         come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
         with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
         always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-        before its next step.
+        before its next step, unless the request says detach.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSong(self, request, context):
+        """CreateSong begins a song and answers at once; WatchSong and StreamAudio follow it. With a request_id that was used
+        before it answers the song of then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSong(self, request, context):
+        """GetSong answers what is known of a song.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSongs(self, request, context):
+        """ListSongs lists the songs that are kept, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelSong(self, request, context):
+        """CancelSong stops a song before its stages' next step; what is finished stays finished.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSong(self, request, context):
+        """DeleteSong cancels a song and forgets it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSong(self, request, context):
+        """WatchSong answers a song's events but its audio, those that have been and those to come, and ends when the song has:
+        with OK, or with the song's error. Progress that newer progress has overtaken may be left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamAudio(self, request, context):
+        """StreamAudio plays any range of a song, in any format, as soon as there is something to play: one header, chunks, one
+        trailer. The frames are the same whenever and however often they are asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +164,41 @@ def add_SongServiceServicer_to_server(servicer, server):
                     request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongRequest.FromString,
                     response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongResponse.SerializeToString,
             ),
+            'CreateSong': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSong,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CreateSongRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CreateSongResponse.SerializeToString,
+            ),
+            'GetSong': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSong,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GetSongRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.GetSongResponse.SerializeToString,
+            ),
+            'ListSongs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSongs,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.ListSongsRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.ListSongsResponse.SerializeToString,
+            ),
+            'CancelSong': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelSong,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CancelSongRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.CancelSongResponse.SerializeToString,
+            ),
+            'DeleteSong': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSong,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.DeleteSongRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.DeleteSongResponse.SerializeToString,
+            ),
+            'WatchSong': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSong,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.WatchSongRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.WatchSongResponse.SerializeToString,
+            ),
+            'StreamAudio': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamAudio,
+                    request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.StreamAudioRequest.FromString,
+                    response_serializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.StreamAudioResponse.SerializeToString,
+            ),
             'AlignLyrics': grpc.unary_unary_rpc_method_handler(
                     servicer.AlignLyrics,
                     request_deserializer=soundstage_dot_music_dot_v1_dot_song__service__pb2.AlignLyricsRequest.FromString,
@@ -91,7 +213,7 @@ def add_SongServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SongService(object):
-    """SongService makes songs.
+    """SongService makes songs, keeps them for a while, and plays them.
     """
 
     @staticmethod
@@ -111,6 +233,195 @@ class SongService(object):
             '/soundstage.music.v1.SongService/GenerateSong',
             soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongRequest.SerializeToString,
             soundstage_dot_music_dot_v1_dot_song__service__pb2.GenerateSongResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSong(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/CreateSong',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.CreateSongRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.CreateSongResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSong(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/GetSong',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.GetSongRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.GetSongResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSongs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/ListSongs',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.ListSongsRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.ListSongsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelSong(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/CancelSong',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.CancelSongRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.CancelSongResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSong(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/DeleteSong',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.DeleteSongRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.DeleteSongResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSong(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/WatchSong',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.WatchSongRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.WatchSongResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamAudio(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/soundstage.music.v1.SongService/StreamAudio',
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.StreamAudioRequest.SerializeToString,
+            soundstage_dot_music_dot_v1_dot_song__service__pb2.StreamAudioResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SongServiceStub:
-    """SongService makes songs."""
+    """SongService makes songs, keeps them for a while, and plays them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,14 +38,34 @@ class SongServiceStub:
     come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
     with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
     always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-    before its next step.
+    before its next step, unless the request says detach.
+    """
+    CreateSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.CreateSongRequest, _song_service_pb2.CreateSongResponse]
+    """CreateSong begins a song and answers at once; WatchSong and StreamAudio follow it. With a request_id that was used
+    before it answers the song of then.
+    """
+    GetSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.GetSongRequest, _song_service_pb2.GetSongResponse]
+    """GetSong answers what is known of a song."""
+    ListSongs: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.ListSongsRequest, _song_service_pb2.ListSongsResponse]
+    """ListSongs lists the songs that are kept, the newest first."""
+    CancelSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.CancelSongRequest, _song_service_pb2.CancelSongResponse]
+    """CancelSong stops a song before its stages' next step; what is finished stays finished."""
+    DeleteSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.DeleteSongRequest, _song_service_pb2.DeleteSongResponse]
+    """DeleteSong cancels a song and forgets it."""
+    WatchSong: _grpc.UnaryStreamMultiCallable[_song_service_pb2.WatchSongRequest, _song_service_pb2.WatchSongResponse]
+    """WatchSong answers a song's events but its audio, those that have been and those to come, and ends when the song has:
+    with OK, or with the song's error. Progress that newer progress has overtaken may be left out.
+    """
+    StreamAudio: _grpc.UnaryStreamMultiCallable[_song_service_pb2.StreamAudioRequest, _song_service_pb2.StreamAudioResponse]
+    """StreamAudio plays any range of a song, in any format, as soon as there is something to play: one header, chunks, one
+    trailer. The frames are the same whenever and however often they are asked for.
     """
     AlignLyrics: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.AlignLyricsRequest, _song_service_pb2.AlignLyricsResponse]
     """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
 
 @_typing.type_check_only
 class SongServiceAsyncStub(SongServiceStub):
-    """SongService makes songs."""
+    """SongService makes songs, keeps them for a while, and plays them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GenerateSong: _aio.UnaryStreamMultiCallable[_song_service_pb2.GenerateSongRequest, _song_service_pb2.GenerateSongResponse]  # type: ignore[assignment]
@@ -53,13 +73,33 @@ class SongServiceAsyncStub(SongServiceStub):
     come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
     with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
     always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-    before its next step.
+    before its next step, unless the request says detach.
+    """
+    CreateSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.CreateSongRequest, _song_service_pb2.CreateSongResponse]  # type: ignore[assignment]
+    """CreateSong begins a song and answers at once; WatchSong and StreamAudio follow it. With a request_id that was used
+    before it answers the song of then.
+    """
+    GetSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.GetSongRequest, _song_service_pb2.GetSongResponse]  # type: ignore[assignment]
+    """GetSong answers what is known of a song."""
+    ListSongs: _aio.UnaryUnaryMultiCallable[_song_service_pb2.ListSongsRequest, _song_service_pb2.ListSongsResponse]  # type: ignore[assignment]
+    """ListSongs lists the songs that are kept, the newest first."""
+    CancelSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.CancelSongRequest, _song_service_pb2.CancelSongResponse]  # type: ignore[assignment]
+    """CancelSong stops a song before its stages' next step; what is finished stays finished."""
+    DeleteSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.DeleteSongRequest, _song_service_pb2.DeleteSongResponse]  # type: ignore[assignment]
+    """DeleteSong cancels a song and forgets it."""
+    WatchSong: _aio.UnaryStreamMultiCallable[_song_service_pb2.WatchSongRequest, _song_service_pb2.WatchSongResponse]  # type: ignore[assignment]
+    """WatchSong answers a song's events but its audio, those that have been and those to come, and ends when the song has:
+    with OK, or with the song's error. Progress that newer progress has overtaken may be left out.
+    """
+    StreamAudio: _aio.UnaryStreamMultiCallable[_song_service_pb2.StreamAudioRequest, _song_service_pb2.StreamAudioResponse]  # type: ignore[assignment]
+    """StreamAudio plays any range of a song, in any format, as soon as there is something to play: one header, chunks, one
+    trailer. The frames are the same whenever and however often they are asked for.
     """
     AlignLyrics: _aio.UnaryUnaryMultiCallable[_song_service_pb2.AlignLyricsRequest, _song_service_pb2.AlignLyricsResponse]  # type: ignore[assignment]
     """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
 
 class SongServiceServicer(metaclass=_abc_1.ABCMeta):
-    """SongService makes songs."""
+    """SongService makes songs, keeps them for a while, and plays them."""
 
     @_abc_1.abstractmethod
     def GenerateSong(
@@ -71,7 +111,69 @@ class SongServiceServicer(metaclass=_abc_1.ABCMeta):
         come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
         with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
         always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-        before its next step.
+        before its next step, unless the request says detach.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSong(
+        self,
+        request: _song_service_pb2.CreateSongRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_song_service_pb2.CreateSongResponse, _abc.Awaitable[_song_service_pb2.CreateSongResponse]]:
+        """CreateSong begins a song and answers at once; WatchSong and StreamAudio follow it. With a request_id that was used
+        before it answers the song of then.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSong(
+        self,
+        request: _song_service_pb2.GetSongRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_song_service_pb2.GetSongResponse, _abc.Awaitable[_song_service_pb2.GetSongResponse]]:
+        """GetSong answers what is known of a song."""
+
+    @_abc_1.abstractmethod
+    def ListSongs(
+        self,
+        request: _song_service_pb2.ListSongsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_song_service_pb2.ListSongsResponse, _abc.Awaitable[_song_service_pb2.ListSongsResponse]]:
+        """ListSongs lists the songs that are kept, the newest first."""
+
+    @_abc_1.abstractmethod
+    def CancelSong(
+        self,
+        request: _song_service_pb2.CancelSongRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_song_service_pb2.CancelSongResponse, _abc.Awaitable[_song_service_pb2.CancelSongResponse]]:
+        """CancelSong stops a song before its stages' next step; what is finished stays finished."""
+
+    @_abc_1.abstractmethod
+    def DeleteSong(
+        self,
+        request: _song_service_pb2.DeleteSongRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_song_service_pb2.DeleteSongResponse, _abc.Awaitable[_song_service_pb2.DeleteSongResponse]]:
+        """DeleteSong cancels a song and forgets it."""
+
+    @_abc_1.abstractmethod
+    def WatchSong(
+        self,
+        request: _song_service_pb2.WatchSongRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_song_service_pb2.WatchSongResponse], _abc.AsyncIterator[_song_service_pb2.WatchSongResponse]]:
+        """WatchSong answers a song's events but its audio, those that have been and those to come, and ends when the song has:
+        with OK, or with the song's error. Progress that newer progress has overtaken may be left out.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamAudio(
+        self,
+        request: _song_service_pb2.StreamAudioRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_song_service_pb2.StreamAudioResponse], _abc.AsyncIterator[_song_service_pb2.StreamAudioResponse]]:
+        """StreamAudio plays any range of a song, in any format, as soon as there is something to play: one header, chunks, one
+        trailer. The frames are the same whenever and however often they are asked for.
         """
 
     @_abc_1.abstractmethod

@@ -26,7 +26,7 @@ from soundstage.type.v1 import audio_pb2 as soundstage_dot_type_dot_v1_dot_audio
 from soundstage.type.v1 import tensor_pb2 as soundstage_dot_type_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%soundstage/stage/v1/vae_service.proto\x12\x13soundstage.stage.v1\x1a\x1esoundstage/type/v1/audio.proto\x1a\x1fsoundstage/type/v1/tensor.proto\"~\n\rDecodeRequest\x12\x31\n\x05setup\x18\x01 \x01(\x0b\x32 .soundstage.stage.v1.DecodeSetupH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x06\n\x04part\"x\n\x0b\x44\x65\x63odeSetup\x12\x15\n\rlatent_frames\x18\x01 \x01(\r\x12\x37\n\rsample_format\x18\x02 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\"M\n\x0e\x44\x65\x63odeResponse\x12-\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunk\x12\x0c\n\x04peak\x18\x02 \x01(\x02\"{\n\rEncodeRequest\x12\x31\n\x05setup\x18\x01 \x01(\x0b\x32 .soundstage.stage.v1.EncodeSetupH\x00\x12/\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunkH\x00\x42\x06\n\x04part\"\x92\x01\n\x0b\x45ncodeSetup\x12\x13\n\x0b\x66rame_count\x18\x01 \x01(\x04\x12\x37\n\rsample_format\x18\x02 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x11\n\x04seed\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\tB\x07\n\x05_seed\"B\n\x0e\x45ncodeResponse\x12\x30\n\x07latents\x18\x01 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunk2\xba\x01\n\nVaeService\x12U\n\x06\x44\x65\x63ode\x12\".soundstage.stage.v1.DecodeRequest\x1a#.soundstage.stage.v1.DecodeResponse(\x01\x30\x01\x12U\n\x06\x45ncode\x12\".soundstage.stage.v1.EncodeRequest\x1a#.soundstage.stage.v1.EncodeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%soundstage/stage/v1/vae_service.proto\x12\x13soundstage.stage.v1\x1a\x1esoundstage/type/v1/audio.proto\x1a\x1fsoundstage/type/v1/tensor.proto\"~\n\rDecodeRequest\x12\x31\n\x05setup\x18\x01 \x01(\x0b\x32 .soundstage.stage.v1.DecodeSetupH\x00\x12\x32\n\x07latents\x18\x02 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunkH\x00\x42\x06\n\x04part\"\xb7\x01\n\x0b\x44\x65\x63odeSetup\x12\x15\n\rlatent_frames\x18\x01 \x01(\r\x12\x37\n\rsample_format\x18\x02 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x19\n\x11model_fingerprint\x18\x03 \x01(\t\x12\x13\n\x0b\x66irst_frame\x18\x04 \x01(\x04\x12\x18\n\x0b\x66rame_count\x18\x05 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_frame_count\"M\n\x0e\x44\x65\x63odeResponse\x12-\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunk\x12\x0c\n\x04peak\x18\x02 \x01(\x02\"{\n\rEncodeRequest\x12\x31\n\x05setup\x18\x01 \x01(\x0b\x32 .soundstage.stage.v1.EncodeSetupH\x00\x12/\n\x05\x61udio\x18\x02 \x01(\x0b\x32\x1e.soundstage.type.v1.AudioChunkH\x00\x42\x06\n\x04part\"\x92\x01\n\x0b\x45ncodeSetup\x12\x13\n\x0b\x66rame_count\x18\x01 \x01(\x04\x12\x37\n\rsample_format\x18\x02 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x11\n\x04seed\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\tB\x07\n\x05_seed\"B\n\x0e\x45ncodeResponse\x12\x30\n\x07latents\x18\x01 \x01(\x0b\x32\x1f.soundstage.type.v1.LatentChunk2\xba\x01\n\nVaeService\x12U\n\x06\x44\x65\x63ode\x12\".soundstage.stage.v1.DecodeRequest\x1a#.soundstage.stage.v1.DecodeResponse(\x01\x30\x01\x12U\n\x06\x45ncode\x12\".soundstage.stage.v1.EncodeRequest\x1a#.soundstage.stage.v1.EncodeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECODEREQUEST']._serialized_start=127
   _globals['_DECODEREQUEST']._serialized_end=253
-  _globals['_DECODESETUP']._serialized_start=255
-  _globals['_DECODESETUP']._serialized_end=375
-  _globals['_DECODERESPONSE']._serialized_start=377
-  _globals['_DECODERESPONSE']._serialized_end=454
-  _globals['_ENCODEREQUEST']._serialized_start=456
-  _globals['_ENCODEREQUEST']._serialized_end=579
-  _globals['_ENCODESETUP']._serialized_start=582
-  _globals['_ENCODESETUP']._serialized_end=728
-  _globals['_ENCODERESPONSE']._serialized_start=730
-  _globals['_ENCODERESPONSE']._serialized_end=796
-  _globals['_VAESERVICE']._serialized_start=799
-  _globals['_VAESERVICE']._serialized_end=985
+  _globals['_DECODESETUP']._serialized_start=256
+  _globals['_DECODESETUP']._serialized_end=439
+  _globals['_DECODERESPONSE']._serialized_start=441
+  _globals['_DECODERESPONSE']._serialized_end=518
+  _globals['_ENCODEREQUEST']._serialized_start=520
+  _globals['_ENCODEREQUEST']._serialized_end=643
+  _globals['_ENCODESETUP']._serialized_start=646
+  _globals['_ENCODESETUP']._serialized_end=792
+  _globals['_ENCODERESPONSE']._serialized_start=794
+  _globals['_ENCODERESPONSE']._serialized_end=860
+  _globals['_VAESERVICE']._serialized_start=863
+  _globals['_VAESERVICE']._serialized_end=1049
 # @@protoc_insertion_point(module_scope)

@@ -59,24 +59,36 @@ class DecodeSetup(_message.Message):
     LATENT_FRAMES_FIELD_NUMBER: _builtins.int
     SAMPLE_FORMAT_FIELD_NUMBER: _builtins.int
     MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    FIRST_FRAME_FIELD_NUMBER: _builtins.int
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
     latent_frames: _builtins.int
     """latent_frames is the length of the whole song, 1 to 15000."""
     sample_format: _audio_pb2.SampleFormat.ValueType
     """sample_format is how the PCM is written. Default S16."""
     model_fingerprint: _builtins.str
     """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    first_frame: _builtins.int
+    """first_frame is the audio frame to begin with, below latent_frames * 1920. Tiles before it are not computed. All
+    latents are sent all the same, and the samples are those of the whole decode, to the bit.
+    """
+    frame_count: _builtins.int
+    """frame_count is how many audio frames to answer, at least 1 and not beyond the end. Default all up to the end."""
     def __init__(
         self,
         *,
         latent_frames: _builtins.int = ...,
         sample_format: _audio_pb2.SampleFormat.ValueType = ...,
         model_fingerprint: _builtins.str = ...,
+        first_frame: _builtins.int = ...,
+        frame_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count", "frame_count", b"frame_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent_frames", b"latent_frames", "model_fingerprint", b"model_fingerprint", "sample_format", b"sample_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count", "first_frame", b"first_frame", "frame_count", b"frame_count", "latent_frames", b"latent_frames", "model_fingerprint", b"model_fingerprint", "sample_format", b"sample_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__frame_count: _TypeAlias = _typing.Literal["frame_count"]  # noqa: Y015
+    _WhichOneofArgType__frame_count: _TypeAlias = _typing.Literal["_frame_count", b"_frame_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frame_count) -> _WhichOneofReturnType__frame_count | None: ...
 
 Global___DecodeSetup: _TypeAlias = DecodeSetup  # noqa: Y015
 

@@ -24,17 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esoundstage/type/v1/audio.proto\x12\x12soundstage.type.v1\"\x85\x01\n\x0b\x41udioHeader\x12\x37\n\rsample_format\x18\x01 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x16\n\x0esample_rate_hz\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x13\n\x0b\x66rame_count\x18\x04 \x01(\x04\"D\n\nAudioChunk\x12\x13\n\x0b\x66irst_frame\x18\x01 \x01(\x04\x12\x13\n\x0b\x66rame_count\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*[\n\x0cSampleFormat\x12\x1d\n\x19SAMPLE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11SAMPLE_FORMAT_S16\x10\x01\x12\x15\n\x11SAMPLE_FORMAT_F32\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esoundstage/type/v1/audio.proto\x12\x12soundstage.type.v1\"\xb6\x01\n\x0b\x41udioFormat\x12.\n\x08\x65ncoding\x18\x01 \x01(\x0e\x32\x1c.soundstage.type.v1.Encoding\x12\x37\n\rsample_format\x18\x02 \x01(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x16\n\x0esample_rate_hz\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\x12\x14\n\x0c\x62it_rate_bps\x18\x05 \x01(\r\"\x9a\x01\n\x0b\x41udioHeader\x12/\n\x06\x66ormat\x18\x01 \x01(\x0b\x32\x1f.soundstage.type.v1.AudioFormat\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_frame\x18\x03 \x01(\x04\x12\x13\n\x0b\x66rame_count\x18\x04 \x01(\x04\x12\x1c\n\x14\x65ncoder_delay_frames\x18\x05 \x01(\r\"D\n\nAudioChunk\x12\x13\n\x0b\x66irst_frame\x18\x01 \x01(\x04\x12\x13\n\x0b\x66rame_count\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"E\n\x0c\x41udioTrailer\x12\x13\n\x0b\x66rame_count\x18\x01 \x01(\x04\x12\x12\n\npcm_sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04peak\x18\x03 \x01(\x01*r\n\x0cSampleFormat\x12\x1d\n\x19SAMPLE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11SAMPLE_FORMAT_S16\x10\x01\x12\x15\n\x11SAMPLE_FORMAT_F32\x10\x02\x12\x15\n\x11SAMPLE_FORMAT_S24\x10\x03*\xc9\x01\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NCODING_PCM\x10\x01\x12\x10\n\x0c\x45NCODING_WAV\x10\x02\x12\x11\n\rENCODING_FLAC\x10\x03\x12\x10\n\x0c\x45NCODING_MP3\x10\x04\x12\x15\n\x11\x45NCODING_OGG_OPUS\x10\x05\x12\x16\n\x12\x45NCODING_WEBM_OPUS\x10\x06\x12\x14\n\x10\x45NCODING_MP4_AAC\x10\x07\x12\x15\n\x11\x45NCODING_MP4_OPUS\x10\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'soundstage.type.v1.audio_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SAMPLEFORMAT']._serialized_start=260
-  _globals['_SAMPLEFORMAT']._serialized_end=351
-  _globals['_AUDIOHEADER']._serialized_start=55
-  _globals['_AUDIOHEADER']._serialized_end=188
-  _globals['_AUDIOCHUNK']._serialized_start=190
-  _globals['_AUDIOCHUNK']._serialized_end=258
+  _globals['_SAMPLEFORMAT']._serialized_start=537
+  _globals['_SAMPLEFORMAT']._serialized_end=651
+  _globals['_ENCODING']._serialized_start=654
+  _globals['_ENCODING']._serialized_end=855
+  _globals['_AUDIOFORMAT']._serialized_start=55
+  _globals['_AUDIOFORMAT']._serialized_end=237
+  _globals['_AUDIOHEADER']._serialized_start=240
+  _globals['_AUDIOHEADER']._serialized_end=394
+  _globals['_AUDIOCHUNK']._serialized_start=396
+  _globals['_AUDIOCHUNK']._serialized_end=464
+  _globals['_AUDIOTRAILER']._serialized_start=466
+  _globals['_AUDIOTRAILER']._serialized_end=535
 # @@protoc_insertion_point(module_scope)

@@ -29,6 +29,10 @@ class _SampleFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SampleFo
     """SAMPLE_FORMAT_S16 is a signed 16-bit little-endian integer; full scale is 32767, louder samples are clipped."""
     SAMPLE_FORMAT_F32: _SampleFormat.ValueType  # 2
     """SAMPLE_FORMAT_F32 is a little-endian binary32; full scale is 1.0, louder samples are kept."""
+    SAMPLE_FORMAT_S24: _SampleFormat.ValueType  # 3
+    """SAMPLE_FORMAT_S24 is a signed 24-bit little-endian integer in three bytes; full scale is 8388607, louder samples are
+    clipped.
+    """
 
 class SampleFormat(_SampleFormat, metaclass=_SampleFormatEnumTypeWrapper):
     """SampleFormat is how one PCM sample is written. Channels are interleaved."""
@@ -39,37 +43,133 @@ SAMPLE_FORMAT_S16: SampleFormat.ValueType  # 1
 """SAMPLE_FORMAT_S16 is a signed 16-bit little-endian integer; full scale is 32767, louder samples are clipped."""
 SAMPLE_FORMAT_F32: SampleFormat.ValueType  # 2
 """SAMPLE_FORMAT_F32 is a little-endian binary32; full scale is 1.0, louder samples are kept."""
+SAMPLE_FORMAT_S24: SampleFormat.ValueType  # 3
+"""SAMPLE_FORMAT_S24 is a signed 24-bit little-endian integer in three bytes; full scale is 8388607, louder samples are
+clipped.
+"""
 Global___SampleFormat: _TypeAlias = SampleFormat  # noqa: Y015
 
+class _Encoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENCODING_UNSPECIFIED: _Encoding.ValueType  # 0
+    """ENCODING_UNSPECIFIED takes the default: PCM."""
+    ENCODING_PCM: _Encoding.ValueType  # 1
+    """ENCODING_PCM is bare interleaved samples."""
+    ENCODING_WAV: _Encoding.ValueType  # 2
+    """ENCODING_WAV is a WAV file whose length fields say "unknown", and PCM."""
+    ENCODING_FLAC: _Encoding.ValueType  # 3
+    """ENCODING_FLAC is a FLAC file, of S16 or S24."""
+    ENCODING_MP3: _Encoding.ValueType  # 4
+    """ENCODING_MP3 is MPEG-1 or MPEG-2 layer III."""
+    ENCODING_OGG_OPUS: _Encoding.ValueType  # 5
+    """ENCODING_OGG_OPUS is Opus in Ogg, at 48000 or 24000 Hz."""
+    ENCODING_WEBM_OPUS: _Encoding.ValueType  # 6
+    """ENCODING_WEBM_OPUS is Opus in WebM, at 48000 or 24000 Hz."""
+    ENCODING_MP4_AAC: _Encoding.ValueType  # 7
+    """ENCODING_MP4_AAC is AAC-LC in fragmented MP4."""
+    ENCODING_MP4_OPUS: _Encoding.ValueType  # 8
+    """ENCODING_MP4_OPUS is Opus in fragmented MP4, at 48000 or 24000 Hz."""
+
+class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
+    """Encoding is what audio is wrapped in."""
+
+ENCODING_UNSPECIFIED: Encoding.ValueType  # 0
+"""ENCODING_UNSPECIFIED takes the default: PCM."""
+ENCODING_PCM: Encoding.ValueType  # 1
+"""ENCODING_PCM is bare interleaved samples."""
+ENCODING_WAV: Encoding.ValueType  # 2
+"""ENCODING_WAV is a WAV file whose length fields say "unknown", and PCM."""
+ENCODING_FLAC: Encoding.ValueType  # 3
+"""ENCODING_FLAC is a FLAC file, of S16 or S24."""
+ENCODING_MP3: Encoding.ValueType  # 4
+"""ENCODING_MP3 is MPEG-1 or MPEG-2 layer III."""
+ENCODING_OGG_OPUS: Encoding.ValueType  # 5
+"""ENCODING_OGG_OPUS is Opus in Ogg, at 48000 or 24000 Hz."""
+ENCODING_WEBM_OPUS: Encoding.ValueType  # 6
+"""ENCODING_WEBM_OPUS is Opus in WebM, at 48000 or 24000 Hz."""
+ENCODING_MP4_AAC: Encoding.ValueType  # 7
+"""ENCODING_MP4_AAC is AAC-LC in fragmented MP4."""
+ENCODING_MP4_OPUS: Encoding.ValueType  # 8
+"""ENCODING_MP4_OPUS is Opus in fragmented MP4, at 48000 or 24000 Hz."""
+Global___Encoding: _TypeAlias = Encoding  # noqa: Y015
+
 @_typing.final
-class AudioHeader(_message.Message):
-    """AudioHeader describes a PCM stream. It comes exactly once, before the first AudioChunk."""
+class AudioFormat(_message.Message):
+    """AudioFormat is how audio is written."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ENCODING_FIELD_NUMBER: _builtins.int
     SAMPLE_FORMAT_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_HZ_FIELD_NUMBER: _builtins.int
     CHANNELS_FIELD_NUMBER: _builtins.int
-    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    BIT_RATE_BPS_FIELD_NUMBER: _builtins.int
+    encoding: Global___Encoding.ValueType
+    """encoding is what it is wrapped in. Default PCM."""
     sample_format: Global___SampleFormat.ValueType
-    """sample_format is how samples are written."""
+    """sample_format is how samples of PCM, WAV and FLAC are written; leave it out for the rest. Default S16."""
     sample_rate_hz: _builtins.int
-    """sample_rate_hz is the number of audio frames a second: 48000."""
+    """sample_rate_hz is 48000, 44100 or 24000. Default 48000."""
     channels: _builtins.int
-    """channels is the number of interleaved channels: 2, left first."""
-    frame_count: _builtins.int
-    """frame_count is the exact number of audio frames the stream will carry."""
+    """channels is 2, or 1 for the mean of both. Default 2."""
+    bit_rate_bps: _builtins.int
+    """bit_rate_bps is the bit rate of a lossy encoding, in bits a second, 32000 to 320000. Default 192000; 128000 for Opus."""
     def __init__(
         self,
         *,
+        encoding: Global___Encoding.ValueType = ...,
         sample_format: Global___SampleFormat.ValueType = ...,
         sample_rate_hz: _builtins.int = ...,
         channels: _builtins.int = ...,
-        frame_count: _builtins.int = ...,
+        bit_rate_bps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "frame_count", b"frame_count", "sample_format", b"sample_format", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bit_rate_bps", b"bit_rate_bps", "channels", b"channels", "encoding", b"encoding", "sample_format", b"sample_format", "sample_rate_hz", b"sample_rate_hz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AudioFormat: _TypeAlias = AudioFormat  # noqa: Y015
+
+@_typing.final
+class AudioHeader(_message.Message):
+    """AudioHeader describes an audio stream. It comes exactly once, before the first AudioChunk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    FIRST_FRAME_FIELD_NUMBER: _builtins.int
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    ENCODER_DELAY_FRAMES_FIELD_NUMBER: _builtins.int
+    media_type: _builtins.str
+    """media_type is the MIME type of all chunk data joined: "audio/flac"; "audio/L16" and the like for PCM."""
+    first_frame: _builtins.int
+    """first_frame is the index in the song of the stream's first audio frame."""
+    frame_count: _builtins.int
+    """frame_count is the exact number of audio frames the stream will carry."""
+    encoder_delay_frames: _builtins.int
+    """encoder_delay_frames is how many audio frames a decoder gives before first_frame's, and a player must leave out."""
+    @_builtins.property
+    def format(self) -> Global___AudioFormat:
+        """format is how the audio is written, with every default filled in."""
+
+    def __init__(
+        self,
+        *,
+        format: Global___AudioFormat | None = ...,
+        media_type: _builtins.str = ...,
+        first_frame: _builtins.int = ...,
+        frame_count: _builtins.int = ...,
+        encoder_delay_frames: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoder_delay_frames", b"encoder_delay_frames", "first_frame", b"first_frame", "format", b"format", "frame_count", b"frame_count", "media_type", b"media_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -77,7 +177,7 @@ Global___AudioHeader: _TypeAlias = AudioHeader  # noqa: Y015
 
 @_typing.final
 class AudioChunk(_message.Message):
-    """AudioChunk is a run of consecutive audio frames. An audio frame is one sample of every channel."""
+    """AudioChunk is a run of consecutive audio frames. An audio frame is one sample of every channel, at the stream's rate."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -87,9 +187,11 @@ class AudioChunk(_message.Message):
     first_frame: _builtins.int
     """first_frame is the index in the song of the chunk's first audio frame. Chunks leave no gap and do not overlap."""
     frame_count: _builtins.int
-    """frame_count is the number of audio frames in data."""
+    """frame_count is the number of audio frames that data completes: with all data so far they can be played. It is 0 for
+    what a container needs besides.
+    """
     data: _builtins.bytes
-    """data is interleaved PCM: frame_count * channels samples."""
+    """data is the next bytes of the stream; of PCM exactly frame_count frames."""
     def __init__(
         self,
         *,
@@ -104,3 +206,35 @@ class AudioChunk(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AudioChunk: _TypeAlias = AudioChunk  # noqa: Y015
+
+@_typing.final
+class AudioTrailer(_message.Message):
+    """AudioTrailer closes an audio stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAME_COUNT_FIELD_NUMBER: _builtins.int
+    PCM_SHA256_FIELD_NUMBER: _builtins.int
+    PEAK_FIELD_NUMBER: _builtins.int
+    frame_count: _builtins.int
+    """frame_count is the number of audio frames sent."""
+    pcm_sha256: _builtins.bytes
+    """pcm_sha256 is the SHA-256 of the frames sent as PCM, before any encoding, in the stream's sample format (S16 where the
+    encoding has none), rate and channels; 32 bytes.
+    """
+    peak: _builtins.float
+    """peak is the largest absolute sample before the sample format clipped it; 1.0 is full scale."""
+    def __init__(
+        self,
+        *,
+        frame_count: _builtins.int = ...,
+        pcm_sha256: _builtins.bytes = ...,
+        peak: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_count", b"frame_count", "pcm_sha256", b"pcm_sha256", "peak", b"peak"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AudioTrailer: _TypeAlias = AudioTrailer  # noqa: Y015
