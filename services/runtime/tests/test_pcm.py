@@ -4,8 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SAMPLE_FORMAT_UNSPECIFIED
-from soundstage_runtime.pcm import audio_chunks, from_bytes, to_bytes
+from soundstage.type.v1.audio_pb2 import (
+    SAMPLE_FORMAT_F32,
+    SAMPLE_FORMAT_S16,
+    SAMPLE_FORMAT_S24,
+    SAMPLE_FORMAT_UNSPECIFIED,
+)
+from soundstage_runtime.pcm import audio_chunks, frame_size_bytes, from_bytes, to_bytes
 
 stereo = np_st.array_shapes(min_dims=1, max_dims=1, max_side=50).map(lambda shape: (*shape, 2))
 finite = st.floats(-4, 4, width=32)
@@ -35,6 +40,35 @@ def test_s16_survives_a_round_trip(words: np.ndarray) -> None:
 def test_s16_clips_at_the_ends_of_its_range_and_rounds_half_to_even(sample: float, word: int) -> None:
     written = to_bytes(np.full((1, 2), sample, np.float32), SAMPLE_FORMAT_S16)
     assert np.frombuffer(written, "<i2").tolist() == [word, word]
+
+
+@given(np_st.arrays(np.uint8, stereo.map(lambda shape: (shape[0], 6))))
+def test_s24_survives_a_round_trip(octets: np.ndarray) -> None:
+    data = octets.tobytes()
+    assert to_bytes(from_bytes(data, SAMPLE_FORMAT_S24), SAMPLE_FORMAT_S24) == data
+
+
+@pytest.mark.parametrize(
+    ("sample", "word"),
+    [
+        (1.0, 8_388_607),
+        (-1.0, -8_388_607),
+        (1.5, 8_388_607),
+        (-9.0, -8_388_608),
+        (2.0**-24, 0),  # 0.49999994 of a step
+        (0.5, 4_194_304),  # 4194303.5, half way to the odd word below
+        (1 - 2.0**-24, 8_388_607),  # 8388606.50000006; as a float32 product 8388606.5, half way to the even word below
+        (0.75 + 2.0**-24, 6_291_456),  # 6291455.75
+    ],
+)
+def test_s24_clips_at_the_ends_of_its_range_and_rounds_half_to_even(sample: float, word: int) -> None:
+    written = to_bytes(np.full((1, 2), sample, np.float32), SAMPLE_FORMAT_S24)
+    assert [int.from_bytes(written[at : at + 3], "little", signed=True) for at in (0, 3)] == [word, word]
+
+
+def test_a_frame_takes_what_is_written_of_it() -> None:
+    for sample_format in (SAMPLE_FORMAT_S16, SAMPLE_FORMAT_S24, SAMPLE_FORMAT_F32):
+        assert len(to_bytes(np.zeros((1, 2), np.float32), sample_format)) == frame_size_bytes(sample_format)
 
 
 def test_an_unspecified_format_is_s16() -> None:

@@ -27,12 +27,13 @@ class Silence:
 
     fingerprint = "f" * 64
 
-    async def decode(self, latents: AsyncIterator[Floats], num_frames: int) -> AsyncGenerator[Floats]:
+    async def decode(self, latents: AsyncIterator[Floats], num_frames: int, wanted: range) -> AsyncGenerator[Floats]:
         written = 0
         while written < num_frames:
             run = await anext(latents)
+            span = range(written * 1920, (written + len(run)) * 1920)
             written += len(run)
-            yield np.zeros((len(run) * 1920, 2), np.float32)
+            yield np.zeros((len([frame for frame in span if frame in wanted]), 2), np.float32)
 
     async def encode(self, audio: AsyncIterator[Floats], num_samples: int, seed: int | None) -> AsyncGenerator[Floats]:
         heard = 0
@@ -112,8 +113,29 @@ BAD_DECODES: list[tuple[str, list[DecodeRequest], list[str]]] = [
         [decode_setup(15_001, sample_format=9)],
         [
             "setup.latent_frames is 15001; must be 1 to 15000",
-            "setup.sample_format is 9; must be one of SAMPLE_FORMAT_UNSPECIFIED, SAMPLE_FORMAT_S16, SAMPLE_FORMAT_F32",
+            "setup.sample_format is 9; must be one of SAMPLE_FORMAT_UNSPECIFIED, SAMPLE_FORMAT_S16, SAMPLE_FORMAT_F32, "
+            "SAMPLE_FORMAT_S24",
         ],
+    ),
+    ("first frame", [decode_setup(first_frame=19_200)], ["setup.first_frame is 19200; must be 0 to 19199"]),
+    ("no audio", [decode_setup(frame_count=0)], ["setup.frame_count is 0; must be 1 to 19200"]),
+    (
+        "beyond the end",
+        [decode_setup(first_frame=19_000, frame_count=201)],
+        ["setup.frame_count is 201; must be 1 to 200"],
+    ),
+    (
+        "all of the range",
+        [decode_setup(first_frame=2**63, frame_count=2**64 - 1)],
+        [
+            f"setup.first_frame is {2**63}; must be 0 to 19199",
+            f"setup.frame_count is {2**64 - 1}; must be 1 to 1",
+        ],
+    ),
+    (
+        "latents after the range",
+        [decode_setup(frame_count=1), latents(0, 9)],
+        ["latents ended after frame 9; setup.latent_frames is 10"],
     ),
     (
         "gap",
