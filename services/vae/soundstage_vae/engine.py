@@ -9,7 +9,7 @@ from soundstage_runtime.score import SAMPLES_PER_LATENT
 from soundstage_runtime.worker import Worker
 from soundstage_vae.codec import Codec, draw_noise
 from soundstage_vae.stretch import Stretch
-from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, plan_tiles
+from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, plan_tiles, touching
 
 
 class VaeEngine:
@@ -25,15 +25,18 @@ class VaeEngine:
         return self._codec.fingerprint
 
     async def decode(
-        self, latents: AsyncIterator[NDArray[np.float32]], num_frames: int
+        self, latents: AsyncIterator[NDArray[np.float32]], num_frames: int, wanted: range
     ) -> AsyncGenerator[NDArray[np.float32]]:
-        """Yield samples [n, 2] of `num_frames` latents [frames, 64], each tile as soon as its latents have come."""
+        """Yield the wanted samples [n, 2] of a song of `num_frames` latents [frames, 64].
+
+        Each tile comes as soon as its latents have. Tiles that hold nothing wanted are not computed.
+        """
         stretch = Stretch(latents)
-        for tile in plan_tiles(num_frames, window=self._window_frames, context=DECODE_CONTEXT):
+        tiles = plan_tiles(num_frames, window=self._window_frames, context=DECODE_CONTEXT)
+        for tile in touching(tiles, wanted):
             window = await stretch.read(tile.window_start, tile.window_stop)
             samples = await self._worker.run(self._codec.decode, window)
-            start, stop = tile.core_start - tile.window_start, tile.core_stop - tile.window_start
-            yield samples[start * SAMPLES_PER_LATENT : stop * SAMPLES_PER_LATENT]
+            yield samples[tile.keep(wanted)]
 
     async def encode(
         self, audio: AsyncIterator[NDArray[np.float32]], num_samples: int, seed: int | None

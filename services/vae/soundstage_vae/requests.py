@@ -7,24 +7,37 @@ from numpy.typing import NDArray
 
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeSetup, EncodeRequest, EncodeSetup
 from soundstage.type.v1.audio_pb2 import AudioChunk, SampleFormat
-from soundstage_runtime.errors import InvalidRequestError, Violation
+from soundstage_runtime.errors import Violation
 from soundstage_runtime.pcm import SAMPLE_FORMATS, frame_size_bytes, from_bytes
 from soundstage_runtime.request_stream import Place, read_first
 from soundstage_runtime.score import MAX_LATENT_FRAMES, SAMPLES_PER_LATENT
+from soundstage_runtime.validation import Checks
 
 
 async def read_decode_setup(requests: AsyncIterator[DecodeRequest]) -> DecodeSetup:
     """Await the first message's setup; raises InvalidRequestError naming every bad field."""
     setup = (await read_first(requests)).setup
-    _check_setup("latent_frames", setup.latent_frames, 1, MAX_LATENT_FRAMES, setup.sample_format)
+    checks = _check_setup("latent_frames", setup.latent_frames, 1, MAX_LATENT_FRAMES, setup.sample_format)
+    last = setup.latent_frames * SAMPLES_PER_LATENT - 1
+    if 0 <= last < MAX_LATENT_FRAMES * SAMPLES_PER_LATENT:
+        checks.number("setup.first_frame", setup.first_frame, 0, last)
+        if setup.HasField("frame_count"):
+            checks.number("setup.frame_count", setup.frame_count, 1, last + 1 - min(setup.first_frame, last))
+    checks.finish()
     return setup
+
+
+def wanted_frames(setup: DecodeSetup) -> range:
+    """Return the audio frames that a setup asks for."""
+    end = setup.latent_frames * SAMPLES_PER_LATENT
+    return range(setup.first_frame, setup.first_frame + setup.frame_count if setup.HasField("frame_count") else end)
 
 
 async def read_encode_setup(requests: AsyncIterator[EncodeRequest]) -> EncodeSetup:
     """Await the first message's setup; raises InvalidRequestError naming every bad field."""
     setup = (await read_first(requests)).setup
     longest = MAX_LATENT_FRAMES * SAMPLES_PER_LATENT
-    _check_setup("frame_count", setup.frame_count, SAMPLES_PER_LATENT, longest, setup.sample_format)
+    _check_setup("frame_count", setup.frame_count, SAMPLES_PER_LATENT, longest, setup.sample_format).finish()
     return setup
 
 
@@ -45,18 +58,13 @@ async def read_audio(requests: AsyncIterator[EncodeRequest], setup: EncodeSetup)
     place.check_end()
 
 
-def _check_setup(field: str, length: int, shortest: int, longest: int, sample_format: SampleFormat.ValueType) -> None:
-    violations: list[Violation] = []
-    if not shortest <= length <= longest:
-        description = f"is {length}; must be {shortest} to {longest}"
-        violations.append(Violation(field=f"setup.{field}", description=description))
+def _check_setup(field: str, length: int, shortest: int, longest: int, sample_format: SampleFormat.ValueType) -> Checks:
+    checks = Checks()
+    checks.number(f"setup.{field}", length, shortest, longest)
     if sample_format not in SAMPLE_FORMATS:
         known = ", ".join(SampleFormat.Name(value) for value in sorted(SAMPLE_FORMATS))
-        violations.append(
-            Violation(field="setup.sample_format", description=f"is {sample_format}; must be one of {known}")
-        )
-    if violations:
-        raise InvalidRequestError(violations)
+        checks.refuse("setup.sample_format", f"is {sample_format}; must be one of {known}")
+    return checks
 
 
 def _check_size(chunk: AudioChunk, sample_format: SampleFormat.ValueType) -> list[Violation]:

@@ -33,7 +33,7 @@ from soundstage_runtime.score import LATENT_CHANNELS, SAMPLES_PER_LATENT
 from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
-from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup
+from soundstage_vae.requests import read_audio, read_decode_setup, read_encode_setup, wanted_frames
 
 Samples = NDArray[np.float32]  # [n, 2]
 Latents = NDArray[np.float32]  # [frames, 64]
@@ -47,8 +47,8 @@ class SongCodec(Protocol):
         """Name the loaded model."""
         ...
 
-    def decode(self, latents: AsyncIterator[Latents], num_frames: int) -> AsyncGenerator[Samples]:
-        """Yield the samples of `num_frames` latents."""
+    def decode(self, latents: AsyncIterator[Latents], num_frames: int, wanted: range) -> AsyncGenerator[Samples]:
+        """Yield the wanted audio frames of a song of `num_frames` latents."""
         ...
 
     def encode(self, audio: AsyncIterator[Samples], num_samples: int, seed: int | None) -> AsyncGenerator[Latents]:
@@ -74,8 +74,9 @@ class VaeServicer(VaeServiceServicer):
         check_fingerprint(setup.model_fingerprint, self._codec.fingerprint)
         async with self._admission.enter():
             latents = read_latents(requests, setup.latent_frames)
-            first_frame = 0
-            async with aclosing(self._codec.decode(latents, setup.latent_frames)) as decoded:
+            wanted = wanted_frames(setup)
+            first_frame = wanted.start
+            async with aclosing(self._codec.decode(latents, setup.latent_frames, wanted)) as decoded:
                 async for samples in decoded:
                     chunks = audio_chunks(samples, first_frame=first_frame, sample_format=setup.sample_format)
                     for chunk, peak in chunks:

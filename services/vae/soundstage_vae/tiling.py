@@ -1,7 +1,10 @@
 """The one tile plan: how a song is cut for the codec, whoever asks and however it arrives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from soundstage_runtime.score import SAMPLES_PER_LATENT
 
 # Latent frames that one output can depend on, each side. Decoder: 16 005 samples = 8.34 frames. Encoder: 12 165 = 6.34.
 DECODE_CONTEXT: Final = 9
@@ -16,6 +19,12 @@ class Tile:
     window_stop: int
     core_start: int
     core_stop: int
+
+    def keep(self, wanted: range) -> slice:
+        """Say which audio frames of the window's are the core's and wanted."""
+        first, stop = (place * SAMPLES_PER_LATENT for place in (self.core_start, self.core_stop))
+        origin = self.window_start * SAMPLES_PER_LATENT
+        return slice(max(first, wanted.start) - origin, min(stop, wanted.stop) - origin)
 
 
 def plan_tiles(num_frames: int, *, window: int, context: int) -> list[Tile]:
@@ -33,3 +42,9 @@ def plan_tiles(num_frames: int, *, window: int, context: int) -> list[Tile]:
         tiles.append(Tile(window_start=start, window_stop=stop, core_start=core_start, core_stop=core_stop))
         core_start = core_stop
     return tiles
+
+
+def touching(tiles: Sequence[Tile], wanted: range) -> list[Tile]:
+    """Choose the tiles whose cores hold some of the wanted audio frames."""
+    first, last = wanted[0] // SAMPLES_PER_LATENT, wanted[-1] // SAMPLES_PER_LATENT
+    return [tile for tile in tiles if tile.core_start <= last and first < tile.core_stop]

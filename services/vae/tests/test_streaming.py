@@ -1,6 +1,6 @@
 """Real weights: what streams out is one and the same song, however it streams in, and diffusers' own."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import grpc.aio
@@ -53,14 +53,22 @@ async def join(pieces: AsyncIterator[Floats]) -> Floats:
     return np.concatenate([piece async for piece in pieces])
 
 
-async def decode_over_grpc(channel: grpc.aio.Channel, latents: Floats, sample_format: SampleFormat.ValueType) -> Floats:
-    requests = [DecodeRequest(setup=DecodeSetup(latent_frames=len(latents), sample_format=sample_format))]
+def decode(engine: VaeEngine, pieces: Sequence[Floats]) -> AsyncGenerator[Floats]:
+    num_frames = sum(map(len, pieces))
+    return engine.decode(feed(pieces), num_frames, range(num_frames * 1920))
+
+
+async def decode_over_grpc(
+    channel: grpc.aio.Channel, latents: Floats, sample_format: SampleFormat.ValueType, **span: int
+) -> Floats:
+    setup = DecodeSetup(latent_frames=len(latents), sample_format=sample_format, **span)  # pyright: ignore[reportArgumentType]
+    requests = [DecodeRequest(setup=setup)]
     requests += [
         DecodeRequest(latents=LatentChunk(first_frame=start, tensor=to_proto(piece)))
         for start, piece in cut(latents, seed=len(latents))
     ]
     samples: list[Floats] = []
-    heard = 0
+    heard = setup.first_frame
     async for response in VaeServiceStub(channel).Decode(iter(requests)):
         assert response.audio.first_frame == heard
         assert 1 <= response.audio.frame_count <= 24_000
@@ -92,7 +100,7 @@ async def test_a_streamed_song_is_the_song_in_one_piece(
     num_frames: int, engine: VaeEngine, oracle: AutoencoderOobleck, serving: Serving
 ) -> None:
     latents = make_latents(num_frames)
-    in_one_piece = await join(engine.decode(feed([latents]), num_frames))
+    in_one_piece = await join(decode(engine, [latents]))
     async with serving(engine) as channel:
         streamed = await decode_over_grpc(channel, latents, SAMPLE_FORMAT_F32)
     assert streamed.shape == (1920 * num_frames, 2)
@@ -108,18 +116,35 @@ async def test_chunking_leaves_no_trace_on_any_number_of_threads(small_engine: V
     torch.set_num_threads(num_threads)
     try:
         latents = make_latents(55)
-        in_one_piece = await join(small_engine.decode(feed([latents]), len(latents)))
+        in_one_piece = await join(decode(small_engine, [latents]))
         for seed in range(2):
             pieces = [piece for _, piece in cut(latents, seed)]
-            assert np.array_equal(await join(small_engine.decode(feed(pieces), len(latents))), in_one_piece)
+            assert np.array_equal(await join(decode(small_engine, pieces)), in_one_piece)
     finally:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    ("first_frame", "frame_count"), [(0, 1), (0, 1920), (1919, 2), (70_000, 30_001), (134_399, 1), (44_159, 2)]
+)
+async def test_a_range_is_cut_from_the_song_to_the_bit(
+    first_frame: int, frame_count: int, small_engine: VaeEngine, serving: Serving
+) -> None:
+    latents = make_latents(70)
+    whole = await join(decode(small_engine, [latents]))
+    async with serving(small_engine) as channel:
+        span = await decode_over_grpc(
+            channel, latents, SAMPLE_FORMAT_F32, first_frame=first_frame, frame_count=frame_count
+        )
+        rest = await decode_over_grpc(channel, latents, SAMPLE_FORMAT_F32, first_frame=first_frame)
+    assert np.array_equal(span, whole[first_frame : first_frame + frame_count])
+    assert np.array_equal(rest, whole[first_frame:])
+
+
 async def test_songs_side_by_side_do_not_touch_each_other(small_engine: VaeEngine) -> None:
     first, second = make_latents(70), make_latents(90)
-    alone = [await join(small_engine.decode(feed([song]), len(song))) for song in (first, second)]
-    streams = [small_engine.decode(feed([song]), len(song)) for song in (first, second)]
+    alone = [await join(decode(small_engine, [song])) for song in (first, second)]
+    streams = [decode(small_engine, [song]) for song in (first, second)]
     mixed: list[list[Floats]] = [[], []]
     for turn in range(20):  # more turns than either song has tiles
         piece = await anext(streams[turn % 2], None)
@@ -132,7 +157,7 @@ async def test_songs_side_by_side_do_not_touch_each_other(small_engine: VaeEngin
 
 async def test_decodes_s16_by_default(engine: VaeEngine, serving: Serving) -> None:
     latents = make_latents(12)
-    loud = await join(engine.decode(feed([latents]), 12))
+    loud = await join(decode(engine, [latents]))
     async with serving(engine) as channel:
         streamed = await decode_over_grpc(channel, latents, SAMPLE_FORMAT_S16)
     assert np.array_equal(to_bytes(streamed, SAMPLE_FORMAT_S16), to_bytes(loud, SAMPLE_FORMAT_S16))

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, Tile, plan_tiles
+from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, Tile, plan_tiles, touching
 
 frames = st.integers(1, 15_000)
 contexts = st.sampled_from([DECODE_CONTEXT, ENCODE_CONTEXT])
@@ -36,6 +36,21 @@ def test_cores_have_all_their_context_except_at_the_songs_ends(num_frames: int, 
 def test_windows_never_go_back(num_frames: int, window: int, context: int) -> None:
     starts = [tile.window_start for tile in plan_tiles(num_frames, window=window, context=context)]
     assert starts == sorted(starts)
+
+
+@given(frames, windows, contexts, st.data())
+def test_the_tiles_of_a_range_keep_just_the_range(
+    num_frames: int, window: int, context: int, data: st.DataObject
+) -> None:
+    first = data.draw(st.integers(0, num_frames * 1920 - 1))
+    wanted = range(first, data.draw(st.integers(first + 1, num_frames * 1920)))
+    kept: list[int] = []
+    for tile in touching(plan_tiles(num_frames, window=window, context=context), wanted):
+        keep = tile.keep(wanted)
+        assert keep.start < keep.stop
+        kept += [tile.window_start * 1920 + keep.start, tile.window_start * 1920 + keep.stop]
+    assert (kept[0], kept[-1]) == (wanted.start, wanted.stop)
+    assert kept[1:-1:2] == kept[2::2]
 
 
 def test_shifts_the_last_window_back_instead_of_shrinking_it() -> None:
