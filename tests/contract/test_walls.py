@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 STAGES = ("soundstage_lm", "soundstage_dit", "soundstage_vae")
-TORCHLESS = ("soundstage_gateway", "soundstage_runtime")
+TORCHLESS = ("soundstage_gateway", "soundstage_runtime", "soundstage_budget")
 
 
 def folder_of(package: str) -> Path:
@@ -76,7 +76,9 @@ def test_no_stage_imports_another_stage_or_the_gateway(package: str) -> None:
     assert {path.name: imports_of(path) & others for path in files_of(package) if imports_of(path) & others} == {}
 
 
-@pytest.mark.parametrize("package", ["soundstage_gateway", "soundstage_runtime", "soundstage_device"])
+@pytest.mark.parametrize(
+    "package", ["soundstage_gateway", "soundstage_runtime", "soundstage_budget", "soundstage_device"]
+)
 def test_nobody_imports_a_stage(package: str) -> None:
     assert {path.name for path in files_of(package) if imports_of(path) & set(STAGES)} == set()
 

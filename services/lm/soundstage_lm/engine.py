@@ -12,9 +12,9 @@ import structlog
 import torch
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
-from soundstage_device.device import choose_device
+from soundstage_budget.engine_choice import DtypeChoice, choose_engine
+from soundstage_device.device import choose_device, describe_card
 from soundstage_lm.composer import Composer
-from soundstage_lm.engine_choice import Card, DtypeChoice, choose_engine
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.scoring import Judge
 from soundstage_lm.settings import LmSettings
@@ -55,7 +55,7 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     grammar = Grammar(outline.tokenizer, max_duration_s=settings.max_duration_s)
     device = choose_device(settings.device)
     choice = choose_engine(
-        _describe_card(device),
+        describe_card(device),
         torch_arch_list=tuple(torch.cuda.get_arch_list()),
         vllm_version=_find_vllm(),
         asked=settings.engine,
@@ -117,15 +117,6 @@ async def _start_vllm(
     )
     writer = await start_writer(options, outline.tokenizer, grammar)
     return _Engine(writer=writer, max_tokens=writer.max_tokens, close=writer.close, lost=writer.died)
-
-
-def _describe_card(device: torch.device) -> Card:
-    if device.type != "cuda":
-        return Card()
-    card = torch.cuda.get_device_properties(device)
-    return Card(
-        capability=(card.major, card.minor), is_rocm=torch.version.hip is not None, memory_gb=card.total_memory / 2**30
-    )
 
 
 def _find_vllm() -> str | None:

@@ -3,7 +3,7 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from soundstage_lm.engine_choice import AskedEngine
+from soundstage_budget.engine_choice import AskedEngine
 from soundstage_runtime.score import DURATION_RANGE_S
 from soundstage_runtime.settings import StageSettings
 

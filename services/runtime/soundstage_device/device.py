@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from soundstage_budget import engine_choice
+from soundstage_budget.cards import GIB, Card
 from soundstage_runtime.errors import StartError
 
 DtypeName = Literal["auto", "float32", "float16", "bfloat16"]
@@ -26,13 +28,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
-    """Return the dtype `name` stands for; `auto` is float32 on a CPU, bfloat16 from capability 8.0, else float16."""
-    if name != "auto":
-        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
+def describe_card(device: torch.device) -> Card:
+    """Return what there is to know of a device."""
     if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return Card()
+    found = torch.cuda.get_device_properties(device)
+    return Card(
+        name=found.name,
+        memory_gib=found.total_memory / GIB,
+        capability=(found.major, found.minor),
+        is_rocm=torch.version.hip is not None,
+    )
+
+
+def choose_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """Return the dtype `name` stands for; `auto` is what the card is good at."""
+    chosen = engine_choice.choose_dtype(describe_card(device)) if name == "auto" else name
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[chosen]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

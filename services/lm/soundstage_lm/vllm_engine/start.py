@@ -10,8 +10,8 @@ from typing import Final
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from soundstage_budget.engine_choice import DtypeChoice
 from soundstage_lm.brief import Metadata, Sampling
-from soundstage_lm.engine_choice import DtypeChoice
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.prompts import Control, codes_prompt, unguided_prompt
 from soundstage_lm.rules import CodesRule

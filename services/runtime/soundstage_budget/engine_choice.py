@@ -4,6 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from soundstage_budget.cards import Card
+from soundstage_budget.tiers import tier_of
+
 EngineName = Literal["torch", "vllm"]
 AskedEngine = Literal["auto", "torch", "vllm"]
 DtypeChoice = Literal["float32", "float16", "bfloat16"]
@@ -12,16 +15,6 @@ VLLM_VERSIONS: Final = ((0, 31), (0, 34))  # from the first on, before the secon
 _LEAST_CAPABILITY: Final = (7, 5)  # vLLM's wheels have no kernels for less
 _BFLOAT16_CAPABILITY: Final = (8, 0)
 _FLOAT16_CAPABILITY: Final = (7, 0)
-_LEAST_MEMORY_GB: Final = 7.5  # an 8 GB card reports a little less
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """The device as torch sees it; a CPU has no capability, and a ROCm card's number means nothing here."""
-
-    capability: tuple[int, int] | None = None
-    is_rocm: bool = False
-    memory_gb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +33,7 @@ def choose_engine(
 ) -> EngineChoice:
     """Choose the engine. `vllm_version` is None where vLLM is not installed."""
     uses_card = card.capability is not None and (card.is_rocm or _has_kernels(card.capability, torch_arch_list))
-    dtype = _dtype(card) if uses_card else "float32"
+    dtype = choose_dtype(card) if uses_card else "float32"
 
     def choose(engine: EngineName, reason: str) -> EngineChoice:
         is_fallback = asked not in ("auto", engine) or (card.capability is not None and not uses_card)
@@ -60,12 +53,19 @@ def choose_engine(
     return choose("vllm", "a ROCm card" if card.is_rocm else f"compute capability {_name(card.capability)}")
 
 
+def choose_dtype(card: Card) -> DtypeChoice:
+    """Return the arithmetic that a card is good at; before Volta float16 is slow, and a CPU does best in float32."""
+    if card.is_rocm or (card.capability is not None and card.capability >= _BFLOAT16_CAPABILITY):
+        return "bfloat16"
+    return "float16" if card.capability is not None and card.capability >= _FLOAT16_CAPABILITY else "float32"
+
+
 def _obstacle(card: Card, vllm_version: str | None) -> str | None:
     """Say what keeps vLLM from running here."""
     if card.capability is not None and not card.is_rocm and card.capability < _LEAST_CAPABILITY:
         return f"vLLM needs compute capability {_name(_LEAST_CAPABILITY)}, the card has {_name(card.capability)}"
-    if card.capability is not None and card.memory_gb < _LEAST_MEMORY_GB:
-        return f"vLLM wants a card of 8 GB, this one has {card.memory_gb:.1f}"
+    if card.capability is not None and not tier_of(card.memory_gib).is_vllm:
+        return f"vLLM wants a card of 8 GB, this one has {card.memory_gib:.1f}"
     if vllm_version is None:
         return "vLLM is not installed"
     found = re.match(r"(\d+)\.(\d+)", vllm_version)
@@ -73,12 +73,6 @@ def _obstacle(card: Card, vllm_version: str | None) -> str | None:
         wanted = " to before ".join(map(_name, VLLM_VERSIONS))
         return f"vLLM {vllm_version} is installed, versions {wanted} are known to work"
     return None
-
-
-def _dtype(card: Card) -> DtypeChoice:
-    if card.is_rocm or (card.capability is not None and card.capability >= _BFLOAT16_CAPABILITY):
-        return "bfloat16"
-    return "float16" if card.capability is not None and card.capability >= _FLOAT16_CAPABILITY else "float32"
 
 
 def _has_kernels(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:

@@ -1,6 +1,7 @@
 import pytest
 
-from soundstage_lm.engine_choice import AskedEngine, Card, EngineChoice, choose_engine
+from soundstage_budget.cards import Card
+from soundstage_budget.engine_choice import AskedEngine, EngineChoice, choose_engine
 
 CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_110", "sm_120", "compute_120")
 CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
@@ -13,8 +14,8 @@ def choose(
     return choose_engine(card, torch_arch_list=arch, vllm_version=version, asked=asked)
 
 
-def cuda(major: int, minor: int, memory_gb: float) -> Card:
-    return Card(capability=(major, minor), memory_gb=memory_gb)
+def cuda(major: int, minor: int, memory_gib: float) -> Card:
+    return Card(capability=(major, minor), memory_gib=memory_gib)
 
 
 CPU = Card()
@@ -48,7 +49,7 @@ P100 = cuda(6, 0, 15.9)
         ("H200", H200, CUDA_13, "vllm", "bfloat16"),
         ("B200", cuda(10, 0, 178.4), CUDA_13, "vllm", "bfloat16"),
         ("RTX 5090", cuda(12, 0, 31.4), CUDA_13, "vllm", "bfloat16"),
-        ("MI300X", Card(capability=(9, 4), is_rocm=True, memory_gb=191.5), ROCM, "vllm", "bfloat16"),
+        ("MI300X", Card(capability=(9, 4), is_rocm=True, memory_gib=191.5), ROCM, "vllm", "bfloat16"),
         ("CPU", CPU, (), "torch", "float32"),
     ],
 )
@@ -86,7 +87,7 @@ def test_vllm_that_cannot_run_falls_back_and_says_why(card: Card, version: str |
     assert why in choice.reason
 
 
-@pytest.mark.parametrize("card", [CPU, H200, cuda(7, 5, 14.6), Card(capability=(10, 3), is_rocm=True, memory_gb=16.0)])
+@pytest.mark.parametrize("card", [CPU, H200, cuda(7, 5, 14.6), Card(capability=(10, 3), is_rocm=True, memory_gib=16.0)])
 def test_what_is_asked_for_is_used_where_it_can_be(card: Card) -> None:
     for asked in ("torch", "vllm"):
         choice = choose(card, asked=asked)
@@ -94,7 +95,7 @@ def test_what_is_asked_for_is_used_where_it_can_be(card: Card) -> None:
 
 
 def test_the_rule_for_old_cards_does_not_bind_rocm() -> None:
-    old_number = Card(capability=(6, 0), is_rocm=True, memory_gb=16.0)
+    old_number = Card(capability=(6, 0), is_rocm=True, memory_gib=16.0)
     assert choose(old_number, arch=ROCM).engine == "vllm"
 
 
