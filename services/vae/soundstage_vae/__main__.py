@@ -14,6 +14,7 @@ from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.servicer import offer, warm_up
 from soundstage_vae.settings import VaeSettings
+from soundstage_vae.tiling import window_lengths
 
 
 async def main(settings: VaeSettings) -> None:
@@ -30,9 +31,10 @@ async def main(settings: VaeSettings) -> None:
         dtype=dtype_name(dtype),
     )
     admission = Admission("VAE calls", limit=settings.max_in_flight, max_waiting=settings.max_waiting)
-    engine = VaeEngine(codec, worker, window_frames=settings.window_frames)
+    windows = window_lengths(settings.first_window_frames, settings.window_frames)
+    engine = VaeEngine(codec, worker, windows=windows)
     services = offer(engine, model=model, device=str(device), admission=admission)
-    await serve(settings, services, warm_up=partial(warm_up, window_frames=settings.window_frames))
+    await serve(settings, services, warm_up=partial(warm_up, latent_frames=sum(windows)))
     engine.close()
 
 

@@ -1,6 +1,6 @@
 """Whole songs through the codec, tile by tile on the worker."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,10 @@ from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, plan_tiles, to
 class VaeEngine:
     """Streams songs through a codec, several in turns of a tile each. A closed stream asks for no more tiles."""
 
-    def __init__(self, codec: Codec, worker: Worker, *, window_frames: int) -> None:
+    def __init__(self, codec: Codec, worker: Worker, *, windows: Sequence[int]) -> None:
+        """Decode in windows of the lengths `windows`, one after another, and encode in windows of the last."""
         self._codec, self._worker = codec, worker
-        self._window_frames = window_frames
+        self._windows = windows
 
     @property
     def fingerprint(self) -> str:
@@ -32,7 +33,7 @@ class VaeEngine:
         Each tile comes as soon as its latents have. Tiles that hold nothing wanted are not computed.
         """
         stretch = Stretch(latents)
-        tiles = plan_tiles(num_frames, window=self._window_frames, context=DECODE_CONTEXT)
+        tiles = plan_tiles(num_frames, windows=self._windows, context=DECODE_CONTEXT)
         for tile in touching(tiles, wanted):
             window = await stretch.read(tile.window_start, tile.window_stop)
             samples = await self._worker.run(self._codec.decode, window)
@@ -45,7 +46,7 @@ class VaeEngine:
         stretch = Stretch(audio)
         num_frames = num_samples // SAMPLES_PER_LATENT
         noise = None if seed is None else draw_noise(num_frames, seed)
-        for tile in plan_tiles(num_frames, window=self._window_frames, context=ENCODE_CONTEXT):
+        for tile in plan_tiles(num_frames, windows=self._windows[-1:], context=ENCODE_CONTEXT):
             # Samples past the last whole frame give no frame of their own, but the last frames hear them.
             end = num_samples if tile.window_stop == num_frames else tile.window_stop * SAMPLES_PER_LATENT
             window = await stretch.read(tile.window_start * SAMPLES_PER_LATENT, end)

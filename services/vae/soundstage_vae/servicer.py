@@ -113,11 +113,11 @@ def offer(codec: SongCodec, *, model: StageModel, device: str, admission: Admiss
         name=DESCRIPTOR.services_by_name["VaeService"].full_name,
         add=lambda server: add_VaeServiceServicer_to_server(vae, server),
     )
-    return offer_stage("vae", service, model=model, device=device, admission=admission)
+    return offer_stage("vae", service, models=[model], device=device, admission=admission)
 
 
-async def warm_up(channel: grpc.aio.Channel, *, window_frames: int) -> None:
-    """Encode a frame of silence and decode a whole window: kernels of that length are chosen now, not in a song."""
+async def warm_up(channel: grpc.aio.Channel, *, latent_frames: int) -> None:
+    """Encode a frame of silence and decode so many: kernels of each window's length are chosen now, not in a song."""
     vae = VaeServiceStub(channel)
     silence = AudioChunk(
         frame_count=SAMPLES_PER_LATENT, data=bytes(SAMPLES_PER_LATENT * frame_size_bytes(SAMPLE_FORMAT_S16))
@@ -125,7 +125,7 @@ async def warm_up(channel: grpc.aio.Channel, *, window_frames: int) -> None:
     encoding = EncodeSetup(frame_count=SAMPLES_PER_LATENT)
     async for _ in vae.Encode(iter([EncodeRequest(setup=encoding), EncodeRequest(audio=silence)])):
         pass
-    latents = latent_chunks(np.zeros((window_frames, LATENT_CHANNELS), np.float32), DATA_TYPE_FLOAT32)
-    decoding = DecodeRequest(setup=DecodeSetup(latent_frames=window_frames))
+    latents = latent_chunks(np.zeros((latent_frames, LATENT_CHANNELS), np.float32), DATA_TYPE_FLOAT32)
+    decoding = DecodeRequest(setup=DecodeSetup(latent_frames=latent_frames))
     async for _ in vae.Decode(iter([decoding, *(DecodeRequest(latents=chunk) for chunk in latents)])):
         pass

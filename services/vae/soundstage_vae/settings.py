@@ -12,6 +12,9 @@ class VaeSettings(StageSettings):
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_VAE_")
 
     port: int = Field(50053, ge=0, le=65535, description="port to listen on; 0 takes a free one and logs it")
+    first_window_frames: int = Field(
+        32, ge=32, le=2048, description="latent frames of a song's first window; later ones double up to window_frames"
+    )
     window_frames: int = Field(
         64, ge=32, le=2048, description="latent frames computed at once: fewer give audio sooner, more cost less in all"
     )

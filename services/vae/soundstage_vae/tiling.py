@@ -27,17 +27,31 @@ class Tile:
         return slice(max(first, wanted.start) - origin, min(stop, wanted.stop) - origin)
 
 
-def plan_tiles(num_frames: int, *, window: int, context: int) -> list[Tile]:
-    """Cut `num_frames` into windows of one constant length whose cores follow each other without gap or overlap.
+def window_lengths(first: int, largest: int) -> tuple[int, ...]:
+    """List the lengths of a song's windows: `first`, doubled each time until it is `largest`."""
+    lengths: list[int] = []
+    while first < largest:
+        lengths.append(first)
+        first *= 2
+    return (*lengths, largest)
 
-    A core has `context` frames on each side of it in its window, but at the song's own ends. The last window is shifted
-    back, never shrunk: one length takes one path through the kernels. A song shorter than a window is one window.
+
+def plan_tiles(num_frames: int, *, windows: Sequence[int], context: int) -> list[Tile]:
+    """Cut `num_frames` into tiles whose cores follow each other without gap or overlap.
+
+    Their windows have the lengths `windows`, which grow, and then the last of these; at the song's end a shorter one of
+    those had so far will do, if it reaches. A core has `context` frames on each side of it in its window, but at the
+    song's own ends. The last window is shifted back, never shrunk: few lengths take few paths through the kernels. A
+    song shorter than the first window is one window.
     """
     tiles: list[Tile] = []
     core_start = 0
     while core_start < num_frames:
-        start = max(0, min(core_start - context, num_frames - window))
-        stop = min(start + window, num_frames)
+        had = windows[: len(tiles) + 1]
+        start = max(0, core_start - context)
+        length = next((length for length in had if start + length >= num_frames), had[-1])
+        start = max(0, min(start, num_frames - length))
+        stop = min(start + length, num_frames)
         core_stop = stop if stop == num_frames else stop - context
         tiles.append(Tile(window_start=start, window_stop=stop, core_start=core_start, core_stop=core_stop))
         core_start = core_stop

@@ -40,7 +40,7 @@ def oracle(tiny_vae: Path) -> AutoencoderOobleck:
 
 @pytest.fixture
 def engine(codec: Codec) -> Iterator[VaeEngine]:
-    engine = VaeEngine(codec, Worker("vae"), window_frames=128)
+    engine = VaeEngine(codec, Worker("vae"), windows=(32, 64, 128))
     yield engine
     engine.close()
 
@@ -48,7 +48,7 @@ def engine(codec: Codec) -> Iterator[VaeEngine]:
 @pytest.fixture
 def small_engine(codec: Codec) -> Iterator[VaeEngine]:
     """Windows of 32 frames: many tiles in little time."""
-    engine = VaeEngine(codec, Worker("vae"), window_frames=32)
+    engine = VaeEngine(codec, Worker("vae"), windows=(32,))
     yield engine
     engine.close()
 

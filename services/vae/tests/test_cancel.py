@@ -52,7 +52,7 @@ class Gated(Codec):
 async def gated(tiny_vae: Path) -> AsyncGenerator[tuple[Gated, VaeEngine]]:
     """The gate lets one tile through and holds the next."""
     codec = Gated(tiny_vae, open_for=1)
-    engine = VaeEngine(codec, Worker("vae"), window_frames=32)
+    engine = VaeEngine(codec, Worker("vae"), windows=(32,))
     yield codec, engine
     codec.gate.release(100)
     engine.close()
@@ -81,7 +81,7 @@ async def test_a_cancelled_call_frees_its_place_and_stops_within_a_tile(
         # The worker takes work in order: were a third tile waiting, it would come before this song's tiles.
         again = [r.audio.frame_count async for r in VaeServiceStub(channel).Decode(iter(REQUESTS))]
     assert sum(again) == 200 * 1920
-    assert codec.begun == 2 + len(plan_tiles(200, window=32, context=DECODE_CONTEXT))
+    assert codec.begun == 2 + len(plan_tiles(200, windows=(32,), context=DECODE_CONTEXT))
 
 
 async def test_a_deadline_in_the_middle_of_a_song_stops_it(gated: tuple[Gated, VaeEngine], serving: Serving) -> None:
