@@ -40,16 +40,17 @@ def plan_tiles(num_frames: int, *, windows: Sequence[int], context: int) -> list
     """Cut `num_frames` into tiles whose cores follow each other without gap or overlap.
 
     Their windows have the lengths `windows`, which grow, and then the last of these; at the song's end a shorter one of
-    those had so far will do, if it reaches. A core has `context` frames on each side of it in its window, but at the
-    song's own ends. The last window is shifted back, never shrunk: few lengths take few paths through the kernels. A
-    song shorter than the first window is one window.
+    those had so far will do. A core has `context` frames on each side of it in its window, but at the song's own ends.
+    The last window is shifted back, never shrunk: few lengths take few paths through the kernels; but never behind the
+    one before, so that a stream need not be kept. A song shorter than the first window is one window.
     """
     tiles: list[Tile] = []
     core_start = 0
     while core_start < num_frames:
-        had = windows[: len(tiles) + 1]
         start = max(0, core_start - context)
-        length = next((length for length in had if start + length >= num_frames), had[-1])
+        before = tiles[-1].window_start if tiles else 0
+        lengths = [length for length in windows[: len(tiles) + 1] if before <= max(0, num_frames - length)]
+        length = next((length for length in lengths if start + length >= num_frames), lengths[-1])
         start = max(0, min(start, num_frames - length))
         stop = min(start + length, num_frames)
         core_stop = stop if stop == num_frames else stop - context
