@@ -56,7 +56,7 @@ def main() -> None:
 def up(
     models: Annotated[Path | None, typer.Option(help="directory in the hub's layout; else the hub is asked")] = None,
     lm: Annotated[str | None, typer.Option(help="language model: directory, or hub id owner/name/folder")] = None,
-    dit: Annotated[str | None, typer.Option(help="diffusion model, likewise")] = None,
+    dit: Annotated[str | None, typer.Option(help="diffusion models, likewise, commas between them; the first is the default")] = None,
     vae: Annotated[str | None, typer.Option(help="decoder, likewise")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="the gateway's port; 0 takes a free one")] = 50050,
     lm_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 from soundstage_cli.tiny.tokenizer import byte_tokenizer
 
 M = TypeVar("M", bound=nn.Module)
-Version = Literal["turbo", "base", "sft"]  # of the same weights for the same seed
+Version = Literal["turbo", "base", "sft", "sft-stems"]  # of the same weights for the same seed
 
 TEXT_ENCODER = "Qwen3-Embedding-0.6B"
 _TEXT_WIDTH = 48
@@ -132,7 +132,9 @@ def write_diffusers(folder: Path, *, xl: bool = False, version: Version = "turbo
 
 
 def _named(version: Version) -> dict[str, Any]:
-    return {"is_turbo": version == "turbo", "model_version": version}
+    return {"is_turbo": version == "turbo", "model_version": version} | (
+        {"is_lego_sft": True} if version == "sft-stems" else {}
+    )
 
 
 def _make(*, xl: bool, version: Version, seed: int) -> _Parts:

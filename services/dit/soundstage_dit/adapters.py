@@ -10,7 +10,7 @@ import grpc
 from soundstage_dit.adapter_card import AdapterCard
 from soundstage_dit.adapter_file import AdapterFile, find_files, read_adapter
 from soundstage_dit.model.adapter import Adaptation, Delta
-from soundstage_dit.model.dit import Dit
+from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import InvalidRequestError, OverloadedError, ServiceError, Violation
 from soundstage_runtime.worker import Worker
 
@@ -36,25 +36,58 @@ class NoAdapterFolderError(ServiceError):
     reason = "NO_ADAPTER_DIRECTORY"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterMismatchError(ServiceError):
+    """An adapter is for another model than the song's."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ADAPTER_MISMATCH"
+
+
+class AdapterGoneError(ServiceError):
+    """An adapter was unloaded since."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "ADAPTER_GONE"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Adapter:
     card: AdapterCard
-    deltas: Mapping[str, Delta]
+    model: LoadedModel
+    deltas: Mapping[str, Delta] | None  # None once it is unloaded
+
+    def adapt(self, scale: float) -> Adaptation:
+        if self.deltas is None:
+            name = self.card.name
+            raise AdapterGoneError(f"the adapter {name!r} that was loaded when the song was asked for is unloaded")
+        return Adaptation(deltas=self.deltas, scale=scale)
+
+
+class Loan:
+    """The very adapters that a song was found; one that is unloaded takes its memory with it."""
+
+    def __init__(self, found: Sequence[tuple[_Adapter, float]]) -> None:
+        self._found = found
+
+    def adaptations(self) -> tuple[Adaptation, ...]:
+        """Return the adapters at work; raises AdapterGoneError."""
+        return tuple(adapter.adapt(scale) for adapter, scale in self._found)
 
 
 class Adapters:
-    """Loads adapters for a transformer from below `folder`, at most `max_count`, of `max_bytes` in all."""
+    """Loads adapters for models from below `folder`, at most `max_count`, of `max_bytes` in all."""
 
     def __init__(
         self,
-        dit: Dit,
+        models: Sequence[LoadedModel],
         worker: Worker,
         *,
         folder: Path | None = None,
         max_count: int = 16,
         max_bytes: int = 4_000_000_000,
     ) -> None:
-        self._dit, self._worker = dit, worker
+        self._models = {"": models[0]} | {model.model_fingerprint: model for model in models}
+        self._worker = worker
         self._folder = folder
         self._max_count, self._max_bytes = max_count, max_bytes
         self._loaded: dict[str, _Adapter] = {}
@@ -64,8 +97,8 @@ class Adapters:
         """Tell what is loaded, by name."""
         return [self._loaded[name].card for name in sorted(self._loaded)]
 
-    async def load(self, name: str, path: str) -> AdapterCard:
-        """Load the adapter at `path` below the folder.
+    async def load(self, name: str, path: str, model_fingerprint: str = "") -> AdapterCard:
+        """Load the adapter at `path` below the folder, for one of the models; the first where none is named.
 
         Raises AdapterExistsError, AdapterNotFoundError, AdapterFileError, NoAdapterFolderError, OverloadedError where
         there is no room, and InvalidRequestError for a path that leads out of the folder.
@@ -77,22 +110,42 @@ class Adapters:
                 raise OverloadedError(f"{len(self._loaded)} adapters are loaded, as many as may be; unload one first")
             weights, config = self._locate(path)
             self._check_room(name, weights.stat().st_size)
-            file = await self._worker.run(self._read, weights, config)
+            model = self._models[model_fingerprint]
+            file = await self._worker.run(_read, weights, config, model)
             size_bytes = sum(delta.size_bytes for delta in file.deltas.values())
             self._check_room(name, size_bytes)
-            card = AdapterCard(name=name, kind=file.kind, rank=file.rank, size_bytes=size_bytes)
-            self._loaded[name] = _Adapter(card=card, deltas=file.deltas)
+            card = AdapterCard(
+                name=name,
+                model_fingerprint=model.model_fingerprint,
+                kind=file.kind,
+                rank=file.rank,
+                size_bytes=size_bytes,
+            )
+            self._loaded[name] = _Adapter(card=card, model=model, deltas=file.deltas)
             return card
 
     def unload(self, name: str) -> None:
         """Forget an adapter, but for songs that have it already; raises AdapterNotFoundError."""
-        self._find("name", name)
+        self._find("name", name).deltas = None
         del self._loaded[name]
 
-    def find(self, uses: Sequence[tuple[str, float]]) -> tuple[Adaptation, ...]:
-        """Find the adapters of a song, each a name and a scale; raises AdapterNotFoundError."""
-        found = [(self._find(f"adapters[{index}].name", name), scale) for index, (name, scale) in enumerate(uses)]
-        return tuple(Adaptation(deltas=adapter.deltas, scale=scale) for adapter, scale in found if scale)
+    def find(self, uses: Sequence[tuple[str, float]], model_fingerprint: str = "") -> Loan:
+        """Find the adapters of a song of a model, each a name and a scale.
+
+        Raises AdapterNotFoundError and, where one is for another model, AdapterMismatchError.
+        """
+        model = self._models[model_fingerprint]
+        found: list[tuple[_Adapter, float]] = []
+        for index, (name, scale) in enumerate(uses):
+            adapter = self._find(f"adapters[{index}].name", name)
+            if adapter.model is not model:
+                raise AdapterMismatchError(
+                    f"adapters[{index}].name is {name!r}, which was loaded for the model {adapter.model.name}; the "
+                    f"song is made with {model.name}: load it for that one, under another name"
+                )
+            if scale:
+                found.append((adapter, scale))
+        return Loan(found)
 
     def _find(self, field: str, name: str) -> _Adapter:
         try:
@@ -119,9 +172,9 @@ class Adapters:
         weights, config = find_files(asked)
         return _resolve(root, weights, path), config and _resolve(root, config, path)
 
-    def _read(self, weights: Path, config: Path | None) -> AdapterFile:
-        anywhere = self._dit.scale_shift_table
-        return read_adapter(weights, config, self._dit, device=anywhere.device, dtype=anywhere.dtype)
+
+def _read(weights: Path, config: Path | None, model: LoadedModel) -> AdapterFile:
+    return read_adapter(weights, config, model.dit, device=model.device, dtype=model.silence.dtype)
 
 
 def _resolve(root: Path, found: Path, path: str) -> Path:

@@ -76,11 +76,17 @@ def is_base(variant: str) -> bool:
     return variant.endswith("base")
 
 
+def is_stems(variant: str) -> bool:
+    """Say whether a variant was trained to add tracks to a mix that is described beside them."""
+    return variant.endswith("stems")
+
+
 def _variant(config: Config) -> str:
     # Releases are called by longer names too, as turbo-rl and base-sft-fix-inst.
     called = "turbo" if config.get("is_turbo") else str(config.get("model_version"))
     version = next((version for version in ("turbo", "sft") if version in called), "base")
-    return f"xl-{version}" if _is_xl(config) else version
+    stems = "-stems" if config.get("is_lego_sft") else ""
+    return f"{'xl-' if _is_xl(config) else ''}{version}{stems}"
 
 
 def _check_codes(config: Config) -> None:

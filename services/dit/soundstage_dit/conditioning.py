@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 from soundstage_dit.alignment import find_lines
@@ -28,7 +28,7 @@ class LyricTokens:
 
 
 class Conditioner:
-    """Owns the encoders; `silence` is the latents of silence, [15000, channels]."""
+    """Owns the encoders; `silence` is the latents of silence, [15000, channels], `for_stems` the kind of prompts."""
 
     def __init__(
         self,
@@ -37,15 +37,22 @@ class Conditioner:
         text_encoder: Qwen3Model,
         condition_encoder: ConditionEncoder,
         silence: Tensor,
+        for_stems: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
         self._condition_encoder = condition_encoder
         self._silence = silence
+        self._for_stems = for_stems
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The encoders."""
+        return (self._text_encoder, self._condition_encoder)
 
     def encode(self, song: Song) -> Tensor:
         """Return what the song's cross-attention sees, [conditions, width]; the timbre of silence for no reference."""
-        text = self._tokenize(text_prompt(song), MAX_TEXT_TOKENS)
+        text = self._tokenize(text_prompt(song, for_stems=self._for_stems), MAX_TEXT_TOKENS)
         lyrics = self._tokenize(lyric_prompt(song), MAX_LYRIC_TOKENS)
         references = [torch.from_numpy(reference).to(self._silence) for reference in song.references]
         return self._condition_encoder(

@@ -3,12 +3,15 @@
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
 from soundstage_dit.song import Latents, Song
 from soundstage_runtime.errors import ServiceError
+
+if TYPE_CHECKING:
+    from soundstage_dit.adapters import Loan
 
 _MAX_BYTES: Final = 2**30  # more than a hundred songs of ten minutes
 _WORDS_BYTES: Final = 2**18  # what caption, lyrics and codes take at most
@@ -27,6 +30,7 @@ class Keepsake:
 
     song: Song
     latents: Latents
+    adapters: "Loan"
 
     @property
     def size_bytes(self) -> int:

@@ -34,12 +34,12 @@ def _named(track: str | None) -> str:
     return f"{track.upper()} " if track else ""
 
 
-def text_prompt(song: Song) -> str:
-    """Write the prompt that the text encoder reads."""
+def text_prompt(song: Song, *, for_stems: bool = False) -> str:
+    """Write the prompt that the text encoder reads; a model for stems reads of a lego's mix too."""
     duration_s = _UNKNOWN_DURATION_S if song.duration_s is None else int(song.duration_s)
     return (
         f"# Instruction\n{instruction(song)}\n\n"
-        f"# Caption\n{song.caption}\n\n"
+        f"# Caption\n{_stems_caption(song) if for_stems else song.caption}\n\n"
         f"# Metas\n"
         f"- bpm: {song.bpm or _UNKNOWN}\n"
         f"- timesignature: {song.time_signature or _UNKNOWN}\n"
@@ -47,6 +47,13 @@ def text_prompt(song: Song) -> str:
         f"- duration: {duration_s} seconds\n"
         f"{END_OF_TEXT}\n"
     )
+
+
+def _stems_caption(song: Song) -> str:
+    if not isinstance(song.task, Lego):
+        return song.caption
+    controls = "true" if song.diffusion.is_mask_explicit else "false"
+    return f"Global: {song.task.mix}\nLocal: {song.caption}\nMask Control: {controls}"
 
 
 def lyric_prompt(song: Song) -> str:

@@ -11,7 +11,7 @@ from soundstage.type.v1.options_pb2 import (
     SAMPLER_HEUN,
     SAMPLER_SDE,
 )
-from soundstage_dit.architecture import is_base, is_turbo
+from soundstage_dit.architecture import is_base, is_stems, is_turbo
 from soundstage_dit.diffusion_request import read_diffusion
 from soundstage_dit.song import Song
 from soundstage_dit.task_request import read_task
@@ -59,8 +59,11 @@ def read_song(setup: DenoiseSetup, *, variant: str) -> Song:
 
 def _check_variant(checks: Checks, setup: DenoiseSetup, variant: str) -> None:
     kind = setup.task.WhichOneof("kind")
-    if kind in ("extract", "lego", "complete") and not is_base(variant):
-        checks.refuse(f"task.{kind}", f"is for models of the variants base and xl-base; this one is {variant}")
+    if kind in ("extract", "lego", "complete") and not is_base(variant) and not (kind == "lego" and is_stems(variant)):
+        able = "base, xl-base and sft-stems" if kind == "lego" else "base and xl-base"
+        checks.refuse(f"task.{kind}", f"is for models of the variants {able}; this one is {variant}")
+    if setup.task.lego.global_caption and not is_stems(variant):
+        checks.refuse("task.lego.global_caption", f"is for models of the variant sft-stems; this one is {variant}")
     scale = setup.options.guidance.scale
     if is_turbo(variant) and scale > 1:
         checks.refuse(

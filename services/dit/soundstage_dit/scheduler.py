@@ -1,7 +1,9 @@
 """Whose turn it is on the device, and who may hold memory on it: numbers in, numbers out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, TypeVar
 
 from soundstage_dit.song import Edit, Sampler, Song
@@ -23,29 +25,44 @@ class Taker(Protocol):
         """What its steps so far were charged."""
         ...
 
+    @property
+    def model(self) -> object:
+        """What its steps are taken with; others of the same may share them."""
+        ...
+
 
 T = TypeVar("T", bound=Taker)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a song still asks of the device, and how much of its memory it holds."""
+    """What a song still asks of the device, how much of its memory it holds, and its model's parts, in bytes each.
+
+    What only visits, to look at a song that was made, is no song.
+    """
 
     tokens_left: float
     size_bytes: int
+    parts: Mapping[int, int] = field(default_factory=dict[int, int])
+    is_song: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What songs may hold of the device at once."""
+    """What songs may hold of the device at once, and what the models may that they are made with."""
 
     max_songs: int
     max_bytes: int
+    max_model_bytes: float = math.inf
 
-    def fits(self, held: Sequence[Load], song: Load) -> bool:
-        """Say whether there is room for a song beside those that hold some."""
-        held_bytes = sum(other.size_bytes for other in held)
-        return len(held) < self.max_songs and held_bytes + song.size_bytes <= self.max_bytes
+    def fits(self, held: Sequence[Load], newcomer: Load) -> bool:
+        """Say whether there is room for one more beside those that hold some."""
+        loads = [*held, newcomer]
+        return (
+            sum(load.is_song for load in loads) <= self.max_songs
+            and sum(load.size_bytes for load in loads) <= self.max_bytes
+            and sum(ChainMap(*(dict(load.parts) for load in loads)).values()) <= self.max_model_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +95,14 @@ def charge(tokens: int) -> int:
 def take_turn(songs: Sequence[T], *, max_songs: int, max_tokens: int) -> list[T]:
     """Choose the songs of a step: least used first, as many as fit; of equals, the first in `songs`.
 
-    The least used one always goes, though it may be too much by itself. None goes before one that has had less, though
-    it would fit: else small ones could keep a large one waiting for ever.
+    The least used one always goes, though it may be too much by itself, and with it songs of its own model. None of
+    these goes before one that has had less, though it would fit: else small ones could keep a large one waiting for
+    ever.
     """
     chosen: list[T] = []
     tokens_left = max_tokens
-    for song in sorted(songs, key=lambda song: song.used)[:max_songs]:
+    by_use = sorted(songs, key=lambda song: song.used)
+    for song in [song for song in by_use if song.model == by_use[0].model][:max_songs]:
         if chosen and song.tokens > tokens_left:
             break
         chosen.append(song)

@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc.aio
 import numpy as np
@@ -45,9 +45,9 @@ from soundstage_dit.alignment import Alignment
 from soundstage_dit.handles import Keepsake, Keepsakes
 from soundstage_dit.request import read_song
 from soundstage_dit.scheduler import Queued
-from soundstage_dit.song import Song
+from soundstage_dit.song import Latents, Song
 from soundstage_runtime.admission import Admission
-from soundstage_runtime.errors import check_fingerprint
+from soundstage_runtime.errors import ModelMismatchError
 from soundstage_runtime.request_stream import Announced, patient, read_first, read_latents, read_parts
 from soundstage_runtime.score import INSTRUMENTAL, LATENT_CHANNELS, MAX_LATENT_FRAMES, REFERENCE_LATENTS
 from soundstage_runtime.serve import Service
@@ -55,26 +55,24 @@ from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
 from soundstage_runtime.validation import Checks
 
+if TYPE_CHECKING:
+    from soundstage_dit.adapters import Loan
+
 _ADAPTER_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class SongModel(Protocol):
     """Makes the latents of songs, and the codes of latents."""
 
-    @property
-    def model_fingerprint(self) -> str:
-        """Name the loaded model."""
-        ...
-
-    def denoise(self, song: Song) -> AsyncGenerator[int | Queued | NDArray[np.float32]]:
+    def denoise(self, song: Song, adapters: "Loan") -> AsyncGenerator[int | Queued | Latents]:
         """Yield where the song waits, the number of each step done, from 1, and then the latents [frames, 64]."""
         ...
 
-    def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
+    def tokenize(self, latents: AsyncIterator[Latents], model: str) -> AsyncGenerator[NDArray[np.int64]]:
         """Yield the codes [codes] of latents [frames, 64] that come in runs; each in order."""
         ...
 
-    async def align(self, song: Song, latents: NDArray[np.float32]) -> Alignment:
+    async def align(self, song: Song, latents: Latents, adapters: "Loan") -> Alignment:
         """Tell when the lyrics of a song are sung in its latents [frames, 64]."""
         ...
 
@@ -86,8 +84,12 @@ class AdapterShelf(Protocol):
         """Tell what is loaded, by name."""
         ...
 
-    async def load(self, name: str, path: str) -> AdapterCard:
-        """Load the adapter at `path`, below the directory of adapters."""
+    async def load(self, name: str, path: str, model_fingerprint: str) -> AdapterCard:
+        """Load the adapter at `path`, below the directory of adapters, for a model."""
+        ...
+
+    def find(self, uses: Sequence[tuple[str, float]], model_fingerprint: str) -> "Loan":
+        """Find the adapters of a song, each a name and a scale."""
         ...
 
     def unload(self, name: str) -> None:
@@ -104,15 +106,15 @@ class DitServicer(DitServiceServicer):
         admission: Admission,
         *,
         adapters: AdapterShelf,
-        variant: str,
+        models: Sequence[StageModel],
         idle_timeout_s: float = 30.0,
     ) -> None:
-        """The model's `variant` says what it can do.
+        """The first of `models` is the default one.
 
         A caller that sends nothing for `idle_timeout_s` while it is waited for loses its call and its place.
         """
         self._model = model
-        self._variant = variant
+        self._models = models
         self._admission = admission
         self._adapters = adapters
         self._idle_timeout_s = idle_timeout_s
@@ -124,18 +126,19 @@ class DitServicer(DitServiceServicer):
         """See dit_service.proto."""
         requests = patient(request_iterator, timeout_s=self._idle_timeout_s)
         setup = (await read_first(requests)).setup
-        song = read_song(setup, variant=self._variant)
-        check_fingerprint(setup.model_fingerprint, self._model.model_fingerprint)
+        model = self._choose(setup.model_fingerprint)
+        song = replace(read_song(setup, variant=model.variant), model=model.model_fingerprint)
+        adapters = self._adapters.find(song.adapters, song.model)
         song = await _read_sources(song, setup, requests)
         handle = ""
-        async with self._admission.enter(), aclosing(self._model.denoise(song)) as events:
+        async with self._admission.enter(), aclosing(self._model.denoise(song, adapters)) as events:
             async for event in events:
                 if isinstance(event, Queued):
                     yield DenoiseResponse(queued=DenoiseQueued(position=event.position, wait_s=event.wait_s))
                 elif isinstance(event, int):
                     yield DenoiseResponse(progress=DenoiseProgress(step=event, steps=song.diffusion.steps))
                 else:
-                    handle = self._keepsakes.keep(Keepsake(song=song, latents=event))
+                    handle = self._keepsakes.keep(Keepsake(song=song, latents=event, adapters=adapters))
                     for chunk in latent_chunks(event, DATA_TYPE_FLOAT32):
                         yield DenoiseResponse(latents=chunk)
         yield DenoiseResponse(done=DenoiseDone(handle=handle))
@@ -149,10 +152,13 @@ class DitServicer(DitServiceServicer):
         checks = Checks()
         checks.number("setup.latent_frames", setup.latent_frames, 1, MAX_LATENT_FRAMES)
         checks.finish()
-        check_fingerprint(setup.model_fingerprint, self._model.model_fingerprint)
+        model = self._choose(setup.model_fingerprint)
         response = TokenizeResponse()
         latents = read_latents(requests, setup.latent_frames)
-        async with self._admission.enter(), aclosing(self._model.tokenize(latents)) as pieces:
+        async with (
+            self._admission.enter(),
+            aclosing(self._model.tokenize(latents, model.model_fingerprint)) as pieces,
+        ):
             async for codes in pieces:
                 response.codes.extend(codes.tolist())
         return response
@@ -161,7 +167,7 @@ class DitServicer(DitServiceServicer):
         """See dit_service.proto."""
         keepsake = self._keepsakes.find(request.handle)
         async with self._admission.enter():
-            alignment = await self._model.align(keepsake.song, keepsake.latents)
+            alignment = await self._model.align(keepsake.song, keepsake.latents, keepsake.adapters)
         lines = [LyricLine(text=line.text, start_s=line.start_s, end_s=line.end_s) for line in alignment.lines]
         return AlignResponse(lines=lines, score=alignment.score)
 
@@ -181,8 +187,17 @@ class DitServicer(DitServiceServicer):
             checks.refuse("name", f"is {request.name[:80]!r}; must be {wanted}")
         if not request.path:
             checks.refuse("path", "is empty; must be a file or directory below the stage's adapter directory")
+        model = self._models[0]
+        if request.model:
+            named = [one for one in self._models if request.model in (one.name, one.model_fingerprint)]
+            if named:
+                model = named[0]
+            else:
+                names = " or ".join(one.name for one in self._models)
+                checks.refuse("model", f"is {request.model[:80]!r}; must be {names}, a fingerprint, or empty")
         checks.finish()
-        return LoadAdapterResponse(adapter=_to_proto(await self._adapters.load(request.name, request.path)))
+        card = await self._adapters.load(request.name, request.path, model.model_fingerprint)
+        return LoadAdapterResponse(adapter=_to_proto(card))
 
     async def UnloadAdapter(
         self, request: UnloadAdapterRequest, context: "grpc.aio.ServicerContext[Any, Any]"
@@ -191,9 +206,29 @@ class DitServicer(DitServiceServicer):
         self._adapters.unload(request.name)
         return UnloadAdapterResponse()
 
+    def _choose(self, fingerprint: str) -> StageModel:
+        """Return the model of a fingerprint, the first for none; raises ModelMismatchError."""
+        for model in self._models:
+            if fingerprint in ("", model.model_fingerprint):
+                return model
+        served = ", ".join(f"{model.model_fingerprint} ({model.name})" for model in self._models)
+        raise ModelMismatchError(
+            f"model_fingerprint is {fingerprint[:80]!r}, and served are: {served}; ask StageService.Describe",
+            metadata={
+                "wanted": fingerprint[:80],
+                "loaded": ",".join(model.model_fingerprint for model in self._models),
+            },
+        )
+
 
 def _to_proto(card: AdapterCard) -> Adapter:
-    return Adapter(name=card.name, kind=card.kind, rank=card.rank, size_bytes=card.size_bytes)
+    return Adapter(
+        name=card.name,
+        kind=card.kind,
+        rank=card.rank,
+        size_bytes=card.size_bytes,
+        model_fingerprint=card.model_fingerprint,
+    )
 
 
 async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator[DenoiseRequest]) -> Song:
@@ -213,15 +248,15 @@ async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator
 
 
 def offer(
-    songs: SongModel, adapters: AdapterShelf, *, model: StageModel, device: str, admission: Admission
+    songs: SongModel, adapters: AdapterShelf, *, models: Sequence[StageModel], device: str, admission: Admission
 ) -> list[Service]:
-    """Offer a model and its adapters as DitService and StageService."""
-    dit = DitServicer(songs, admission, adapters=adapters, variant=model.variant)
+    """Offer models and their adapters as DitService and StageService."""
+    dit = DitServicer(songs, admission, adapters=adapters, models=models)
     service = Service(
         name=DESCRIPTOR.services_by_name["DitService"].full_name,
         add=lambda server: add_DitServiceServicer_to_server(dit, server),
     )
-    return offer_stage("dit", service, model=model, device=device, admission=admission)
+    return offer_stage("dit", service, models=models, device=device, admission=admission)
 
 
 async def warm_up(channel: grpc.aio.Channel) -> None:

@@ -1,14 +1,23 @@
 """Settings of the diffusion process: flags, or environment variables that begin with SOUNDSTAGE_DIT_."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from soundstage_runtime.settings import StageSettings
 
 Quantization = Literal["none", "int8", "fp8"]
+
+
+def _split(models: object) -> object:
+    """Split what came as one text, or as a list of such, at its commas."""
+    texts: list[object] = [models] if isinstance(models, str) else models if isinstance(models, list) else []
+    return [part.strip() for text in texts if isinstance(text, str) for part in text.split(",") if part.strip()]
+
+
+_Texts = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 
 
 class DitSettings(StageSettings):
@@ -16,9 +25,20 @@ class DitSettings(StageSettings):
 
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_DIT_")
 
+    model: _Texts = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        min_length=1,
+        description="checkpoints, each a directory or a hub id owner/name[/folder]: the flag once for each, or commas "
+        "between them; the first is the default one",
+    )
     port: int = Field(50052, ge=0, le=65535, description="port to listen on; 0 takes a free one and logs it")
     text_encoder: str = Field(
-        "", description="directory or hub id of the text encoder; empty takes the one in or beside the model"
+        "", description="directory or hub id of the text encoder; empty takes the one in or beside each model"
+    )
+    max_models_gb: float | None = Field(
+        None,
+        gt=0,
+        description="memory on the device that the weights of all models may take; those not in use leave it for "
+        "others. Without it all stay",
     )
     quantization: Quantization = Field(
         "none", description="none, int8 or fp8: weights of one byte, half the memory of 16 bits; needs torchao"
@@ -28,7 +48,7 @@ class DitSettings(StageSettings):
         7_500, ge=1, description="computed in one step, two latent frames each; a single song may take more"
     )
     max_songs_gb: float = Field(
-        4.0, gt=0, description="memory on the device that all songs under way may take, by estimate; others wait"
+        4.0, gt=0, description="memory on the device that the songs under way of all models may take; others wait"
     )
     adapter_dir: Path | None = Field(
         None, description="directory that adapters are loaded from; without it none can be loaded"

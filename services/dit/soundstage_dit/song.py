@@ -117,11 +117,15 @@ class Extract:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lego:
-    """A track added to the source, in frames [start, end), None for all."""
+    """A track added to the source, in frames [start, end), None for all.
+
+    Models for stems read the `mix` described beside the track.
+    """
 
     track: str | None = None
     start: int | None = None
     end: int | None = None
+    mix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +154,8 @@ Task = TextToMusic | Cover | Repaint | Extract | Lego | Complete | Edit
 class Song:
     """What to make; None is unknown, `num_frames` counts latent frames, `codes` is empty or at most covers them.
 
+    `model` is the fingerprint of the model that makes it; empty for the default one.
+
     `source` [num_frames, channels] is None where there is none or it is silent. References are [REFERENCE_LATENTS,
     channels] each.
     """
@@ -169,3 +175,4 @@ class Song:
     source: Latents | None = None
     references: tuple[Latents, ...] = ()
     adapters: tuple[tuple[str, float], ...] = ()
+    model: str = ""

@@ -48,9 +48,9 @@ def _repaint(repaint: task_pb2.Repaint, num_frames: int) -> Repaint:
 
 def _lego(lego: task_pb2.Lego, num_frames: int) -> Lego:
     if not (lego.HasField("start_s") or lego.HasField("end_s")):
-        return Lego(track=_track(lego.track))
+        return Lego(track=_track(lego.track), mix=lego.global_caption)
     start, end = _window(lego.start_s, lego.end_s if lego.HasField("end_s") else None, num_frames)
-    return Lego(track=_track(lego.track), start=start, end=end)
+    return Lego(track=_track(lego.track), start=start, end=end, mix=lego.global_caption)
 
 
 def _window(start_s: float, end_s: float | None, num_frames: int) -> tuple[int, int]:

@@ -1,18 +1,18 @@
 """Checkpoints of the diffusion stage, in the original layout or diffusers', into networks ready to run."""
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 from transformers.utils.logging import disable_progress_bar
 
 from soundstage_device.weights import build, read_weights
-from soundstage_dit.architecture import Architecture, encoder_config, is_turbo
+from soundstage_dit.architecture import Architecture, encoder_config, is_stems, is_turbo
 from soundstage_dit.conditioning import Conditioner
 from soundstage_dit.model.codes import CodeDecoder, CodeEncoder
 from soundstage_dit.model.condition import ConditionEncoder
@@ -20,6 +20,8 @@ from soundstage_dit.model.dit import Dit
 from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
 from soundstage_runtime.score import MAX_LATENT_FRAMES
 from soundstage_runtime.text import is_control_token
+
+M = TypeVar("M", bound=nn.Module)
 
 TEXT_ENCODER: Final = "Qwen3-Embedding-0.6B"
 _SILENCE: Final = "silence_latent"
@@ -36,10 +38,11 @@ _DIFFUSERS_NAMES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedModel:
     """Networks on their device, and what the checkpoint is called."""
 
+    name: str
     dit: Dit
     conditioner: Conditioner
     code_encoder: CodeEncoder
@@ -55,6 +58,11 @@ class LoadedModel:
     def is_turbo(self) -> bool:
         """Whether guidance is built into the model."""
         return is_turbo(self.variant)
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The networks, which hold all weights but silence and the condition of no words."""
+        return (self.dit, self.code_encoder, self.code_decoder, *self.conditioner.parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +81,21 @@ class _Contents:
     files: list[Path]
 
 
-def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype: torch.dtype) -> LoadedModel:
-    """Load a checkpoint; raises CheckpointError when it is incomplete, or not what it says it is."""
+def load(
+    folder: Path,
+    *,
+    text_encoder: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str = "",
+    home: torch.device | None = None,
+    text_encoders: dict[str, Qwen3Model] | None = None,
+) -> LoadedModel:
+    """Load a checkpoint; raises CheckpointError when it is incomplete, or not what it says it is.
+
+    Its networks begin at `home` if that is another place than the device they will run on. A text encoder that
+    `text_encoders` has, by the fingerprint of its files, is shared; else it is added there.
+    """
     if (folder / "model_index.json").is_file():
         contents = _read_diffusers(folder, text_encoder)
     elif (folder / "config.json").is_file():
@@ -91,36 +112,38 @@ def load(folder: Path, *, text_encoder: Path | None, device: torch.device, dtype
     null_condition = _check_null(contents, where=str(folder))
     tokenizer = _load_tokenizer(contents.tokenizer)
     silence = contents.silence.to(device=device, dtype=dtype)
-    conditioner = Conditioner(
-        tokenizer=tokenizer,
-        text_encoder=_load_text_encoder(contents.text_encoder, device=device, dtype=dtype),
-        condition_encoder=build(
-            lambda: ConditionEncoder(shapes.condition),
-            contents.condition_encoder,
-            where=f"{folder}, condition encoder",
-            device=device,
-            dtype=dtype,
-        ),
-        silence=silence,
-    )
+    home = home or device
+    shared = {} if text_encoders is None else text_encoders
+    key = fingerprint(_text_files(contents.text_encoder, contents.tokenizer))
+    if key not in shared:
+        shared[key] = _load_text_encoder(contents.text_encoder, device=home, dtype=dtype)
+
+    def make(what: str, module: Callable[[], M], tensors: Mapping[str, Tensor]) -> M:
+        return build(module, tensors, where=f"{folder}, {what}", device=home, dtype=dtype)
+
     return LoadedModel(
-        dit=build(lambda: Dit(shapes.dit), contents.dit, where=f"{folder}, decoder", device=device, dtype=dtype),
-        conditioner=conditioner,
-        code_encoder=build(
+        name=name or folder.name,
+        dit=make("decoder", lambda: Dit(shapes.dit), contents.dit),
+        conditioner=Conditioner(
+            tokenizer=tokenizer,
+            text_encoder=shared[key],
+            condition_encoder=make(
+                "condition encoder", lambda: ConditionEncoder(shapes.condition), contents.condition_encoder
+            ),
+            silence=silence,
+            for_stems=is_stems(shapes.variant),
+        ),
+        code_encoder=make(
+            "tokenizer",
             lambda: CodeEncoder(
                 levels=shapes.code_levels, channels=shapes.dit.channels, width=shapes.code_width, pooler=shapes.pooler
             ),
             contents.code_encoder,
-            where=f"{folder}, tokenizer",
-            device=device,
-            dtype=dtype,
         ),
-        code_decoder=build(
+        code_decoder=make(
+            "detokenizer",
             lambda: CodeDecoder(levels=shapes.code_levels, width=shapes.code_width, detokenizer=shapes.detokenizer),
             contents.code_decoder,
-            where=f"{folder}, detokenizer",
-            device=device,
-            dtype=dtype,
         ),
         silence=silence,
         null_condition=null_condition.to(device=device, dtype=dtype),

@@ -1,7 +1,7 @@
 """Tiny checkpoints, written once; the same networks loaded here and by diffusers; a server for them."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,11 @@ import torch
 from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 
 from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceStub, add_DitServiceServicer_to_server
+from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_cli.tiny.dit import Version, write_diffusers, write_original
 from soundstage_cli.tiny.vae import write_vae
 from soundstage_dit.adapter_card import AdapterCard
+from soundstage_dit.adapters import Loan
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.servicer import AdapterShelf, DitServicer, SongModel
 from soundstage_dit.weights import LoadedModel, load
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
     from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceAsyncStub
 
 CPU = torch.device("cpu")
+TURBO = StageModel(name="tiny", variant="turbo")  # an engine knows its first model by no fingerprint
+
+
+def card_of(model: LoadedModel) -> StageModel:
+    """What a stage says of a model."""
+    return StageModel(name=model.name, variant=model.variant, model_fingerprint=model.model_fingerprint)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +95,7 @@ def base_pipeline(checkpoints: Path) -> AceStepPipeline:
 @pytest.fixture
 async def engine(model: LoadedModel) -> AsyncIterator[DitEngine]:
     """The tiny model's engine."""
-    engine = DitEngine(model, Worker("dit"), max_batch=4)
+    engine = DitEngine([model], Worker("dit"), max_batch=4)
     yield engine
     engine.close()
 
@@ -98,8 +106,11 @@ class Bare:
     def cards(self) -> list[AdapterCard]:
         return []
 
-    async def load(self, name: str, path: str) -> AdapterCard:
+    async def load(self, name: str, path: str, model_fingerprint: str) -> AdapterCard:
         raise NotImplementedError
+
+    def find(self, uses: Sequence[tuple[str, float]], model_fingerprint: str) -> Loan:
+        return Loan([])
 
     def unload(self, name: str) -> None:
         raise NotImplementedError
@@ -113,13 +124,13 @@ class Serving:
         model: SongModel,
         *,
         adapters: AdapterShelf | None = None,
-        variant: str = "turbo",
+        models: Sequence[StageModel] = (TURBO,),
         max_in_flight: int = 4,
         idle_timeout_s: float = 30.0,
     ) -> None:
         self.admission = Admission("songs", limit=max_in_flight)
         servicer = DitServicer(
-            model, self.admission, adapters=adapters or Bare(), variant=variant, idle_timeout_s=idle_timeout_s
+            model, self.admission, adapters=adapters or Bare(), models=models, idle_timeout_s=idle_timeout_s
         )
         self._server = Server(
             [

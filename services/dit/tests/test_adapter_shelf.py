@@ -71,7 +71,7 @@ async def shelf(model: LoadedModel, folder: Path) -> AsyncIterator[Shelf]:
     worker = Worker("dit")
 
     def make(**limits: int) -> Adapters:
-        return Adapters(model.dit, worker, folder=folder, **limits)
+        return Adapters([model], worker, folder=folder, **limits)
 
     yield make
     worker.close()
@@ -94,7 +94,7 @@ async def test_songs_with_unlike_adapters_share_steps_and_are_each_as_alone(mode
     adapters = shelf()
     for name in ("piano", "drums"):
         await adapters.load(name, f"{name}.safetensors")
-    engine = DitEngine(model, Worker("dit"), adapters=adapters)
+    engine = DitEngine([model], Worker("dit"), adapters=adapters)
     mixes = [(("piano", 1.0),), (), (("drums", -0.5), ("piano", 2.0)), (("piano", 0.0),)]
     songs = [song_of(*mix, frames=40 + 30 * index) for index, mix in enumerate(mixes)]
     together = await asyncio.gather(*(finish(engine, song) for song in songs))
@@ -111,7 +111,7 @@ async def test_a_song_without_adapters_is_the_same_to_the_bit_where_some_are_loa
 ) -> None:
     adapters = shelf()
     await adapters.load("piano", "piano.safetensors")
-    furnished = DitEngine(model, Worker("dit"), adapters=adapters)
+    furnished = DitEngine([model], Worker("dit"), adapters=adapters)
     assert np.array_equal(await finish(furnished, song_of()), await finish(engine, song_of()))
     furnished.close()
 
@@ -119,7 +119,7 @@ async def test_a_song_without_adapters_is_the_same_to_the_bit_where_some_are_loa
 async def test_a_song_keeps_an_adapter_that_is_unloaded_meanwhile(model: LoadedModel, shelf: Shelf) -> None:
     adapters = shelf()
     await adapters.load("piano", "piano.safetensors")
-    engine = DitEngine(model, Worker("dit"), adapters=adapters, max_songs=1)
+    engine = DitEngine([model], Worker("dit"), adapters=adapters, max_songs=1)
     expected = await finish(engine, song_of(("piano", 1.0)))
     events = engine.denoise(song_of(("piano", 1.0)))
     waiting = asyncio.create_task(finish(engine, song_of(("piano", 1.0))))
@@ -179,7 +179,7 @@ async def test_two_loads_at_once_do_not_share_the_last_place(shelf: Shelf) -> No
 async def test_without_a_directory_nothing_is_loaded(model: LoadedModel) -> None:
     worker = Worker("dit")
     with pytest.raises(NoAdapterFolderError, match="--adapter-dir"):
-        await Adapters(model.dit, worker).load("a", "small.safetensors")
+        await Adapters([model], worker).load("a", "small.safetensors")
     worker.close()
 
 
@@ -194,7 +194,7 @@ async def denoise(stub: "DitServiceAsyncStub", *adapters: AdapterUse) -> None:
 
 async def test_adapters_are_loaded_listed_used_and_unloaded(model: LoadedModel, shelf: Shelf) -> None:
     adapters = shelf()
-    engine = DitEngine(model, Worker("dit"), adapters=adapters)
+    engine = DitEngine([model], Worker("dit"), adapters=adapters)
     async with Serving(engine, adapters=adapters) as stub:
         loaded = (await stub.LoadAdapter(LoadAdapterRequest(name="soft.piano-1", path="small.safetensors"))).adapter
         assert (loaded.name, loaded.kind, loaded.rank, loaded.size_bytes) == ("soft.piano-1", "lora", 1, RANK_1_BYTES)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from soundstage.stage.v1.dit_service_pb2 import AlignRequest, AlignResponse, DenoiseRequest, DenoiseSetup
 from soundstage.type.v1.options_pb2 import DiffusionOptions
+from soundstage_dit.adapters import Loan
 from soundstage_dit.alignment import (
     Alignment,
     Line,
@@ -278,19 +279,19 @@ async def test_a_handle_that_nothing_is_kept_under_is_refused(engine: DitEngine)
 class Listening:
     """Makes songs of silence at once, and never comes to an end of aligning them."""
 
-    model_fingerprint = "f" * 64
-
     def __init__(self) -> None:
         self.began, self.ended = asyncio.Event(), asyncio.Event()
 
-    async def denoise(self, song: Song) -> AsyncGenerator[int | NDArray[np.float32]]:
+    async def denoise(self, song: Song, adapters: Loan) -> AsyncGenerator[int | NDArray[np.float32]]:
         yield np.zeros((song.num_frames, 64), np.float32)
 
-    async def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
+    async def tokenize(
+        self, latents: AsyncIterator[NDArray[np.float32]], model: str
+    ) -> AsyncGenerator[NDArray[np.int64]]:
         async for _ in latents:
             yield np.zeros(1, np.int64)
 
-    async def align(self, song: Song, latents: NDArray[np.float32]) -> Alignment:
+    async def align(self, song: Song, latents: NDArray[np.float32], adapters: Loan) -> Alignment:
         self.began.set()
         try:
             await asyncio.Event().wait()
@@ -313,7 +314,7 @@ async def test_cancelling_ends_an_alignment_and_frees_its_place() -> None:
 
 def keepsake(num_frames: int = 10_000, **fields: object) -> Keepsake:
     song = Song(caption="", lyrics="", num_frames=num_frames, seed=0, **fields)  # pyright: ignore[reportArgumentType]
-    return Keepsake(song=song, latents=np.zeros((num_frames, 64), np.float32))
+    return Keepsake(song=song, latents=np.zeros((num_frames, 64), np.float32), adapters=Loan([]))
 
 
 def test_the_songs_that_were_asked_for_least_recently_are_forgotten() -> None:

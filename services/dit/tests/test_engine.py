@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from soundstage_dit.engine import DenoiseError, DitEngine, SongTooLargeError
+from soundstage_dit.engine import DitEngine
+from soundstage_dit.journey import DenoiseError
+from soundstage_dit.line import SongTooLargeError
 from soundstage_dit.memory import estimate_bytes
 from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.model.dit import Dit
@@ -121,7 +123,7 @@ class Stepwise:
 def stepwise(model: LoadedModel, **limits: Any) -> tuple[Stepwise, DitEngine]:
     """An engine whose steps a test lets through."""
     steps = Stepwise(model.dit)
-    return steps, DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"), **limits)
+    return steps, DitEngine([replace(model, dit=cast(Dit, steps))], Worker("dit"), **limits)
 
 
 async def finish(engine: DitEngine, song: Song) -> NDArray[np.float32]:
@@ -149,7 +151,7 @@ def test_a_song_in_a_batch_equals_the_song_alone(
     model: LoadedModel, mix: list[Song], max_batch: int, max_tokens: int
 ) -> None:
     async def compare() -> None:
-        engine = DitEngine(model, Worker("dit"), max_batch=max_batch, max_tokens=max_tokens, max_songs=2)
+        engine = DitEngine([model], Worker("dit"), max_batch=max_batch, max_tokens=max_tokens, max_songs=2)
         together = await asyncio.gather(*(finish(engine, song) for song in mix))
         alone = [await finish(engine, song) for song in mix]
         assert engine.num_songs == 0
@@ -262,7 +264,7 @@ async def test_latents_that_are_not_finite_are_an_error(model: LoadedModel) -> N
         def __call__(self, latents: Sequence[Tensor], *_: Any) -> list[Tensor]:
             return [torch.full_like(song, torch.nan) for song in latents]
 
-    engine = DitEngine(replace(model, dit=cast(Dit, Diverging(model.dit))), Worker("dit"), max_batch=1)
+    engine = DitEngine([replace(model, dit=cast(Dit, Diverging(model.dit)))], Worker("dit"), max_batch=1)
     with pytest.raises(DenoiseError, match="not finite"):
         await finish(engine, song_of(4, steps=1))
     engine.close()
@@ -270,7 +272,7 @@ async def test_latents_that_are_not_finite_are_an_error(model: LoadedModel) -> N
 
 @pytest.mark.parametrize("last_step", range(1, 6))
 async def test_a_song_cancelled_at_any_step_changes_no_other(model: LoadedModel, last_step: int) -> None:
-    engine = DitEngine(model, Worker("dit"))
+    engine = DitEngine([model], Worker("dit"))
     staying = [song_of(70, steps=5, seed=1), song_of(9, steps=3, seed=2)]
     together = [asyncio.create_task(finish(engine, song)) for song in staying]
     leaving = engine.denoise(song_of(33, steps=6, seed=3))
@@ -312,7 +314,7 @@ class Watched(Stepwise):
 @pytest.mark.parametrize("max_batch", [1, 2])
 async def test_a_cancelled_songs_tensors_are_dropped_at_once(model: LoadedModel, max_batch: int) -> None:
     steps = Watched(model.dit)
-    engine = DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"), max_batch=max_batch)
+    engine = DitEngine([replace(model, dit=cast(Dit, steps))], Worker("dit"), max_batch=max_batch)
     stay, leave = engine.denoise(song_of(40, steps=9, seed=1)), engine.denoise(song_of(30, steps=9, seed=2))
     first = [asyncio.create_task(anext(song)) for song in (stay, leave)]
     await steps.wait_for_step()
@@ -343,7 +345,7 @@ async def test_a_song_that_fails_between_steps_fails_alone(model: LoadedModel) -
 
     steps = Misshapen(model.dit)
     steps.allow(100)
-    engine = DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"))
+    engine = DitEngine([replace(model, dit=cast(Dit, steps))], Worker("dit"))
     good = asyncio.create_task(finish(engine, song_of(40, steps=4, seed=1)))
     with pytest.raises(DenoiseError, match="the song failed between steps: RuntimeError"):
         await finish(engine, song_of(13, steps=4, seed=2))
@@ -444,7 +446,7 @@ async def test_the_memory_of_a_song_is_no_more_than_estimated(model: LoadedModel
         song_of(300, steps=2), diffusion=Diffusion(times=tuple(schedule(2, 3.0)), guidance=Guidance(scale=3.0))
     )
     steps = Watched(model.dit)
-    engine = DitEngine(replace(model, dit=cast(Dit, steps)), Worker("dit"))
+    engine = DitEngine([replace(model, dit=cast(Dit, steps))], Worker("dit"))
     events = engine.denoise(song)
     first = asyncio.create_task(anext(events))
     await steps.wait_for_step()

@@ -51,7 +51,7 @@ SOURCE_TASKS: tuple[Task, ...] = (
 
 async def make(model: LoadedModel, song: Song) -> NDArray[np.float32]:
     """The latents of one song alone."""
-    engine = DitEngine(model, Worker("dit"), max_batch=1)
+    engine = DitEngine([model], Worker("dit"), max_batch=1)
     *_, latents = [event async for event in engine.denoise(song)]
     engine.close()
     assert isinstance(latents, np.ndarray)
@@ -273,7 +273,7 @@ async def test_a_cover_of_no_strength_never_sees_its_source_as_it_does_in_diffus
 
 
 async def test_a_cover_of_its_own_codes_is_that_of_its_audio(model: LoadedModel, source: Source) -> None:
-    engine = DitEngine(model, Worker("dit"), max_batch=1)
+    engine = DitEngine([model], Worker("dit"), max_batch=1)
 
     async def whole() -> AsyncIterator[NDArray[np.float32]]:
         yield source.latents

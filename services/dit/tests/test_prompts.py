@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soundstage_dit.prompts import instruction, lyric_prompt, text_prompt
-from soundstage_dit.song import Complete, Cover, Edit, Extract, Lego, Repaint, Song, Task, TextToMusic
+from soundstage_dit.song import Complete, Cover, Diffusion, Edit, Extract, Lego, Repaint, Song, Task, TextToMusic
 from soundstage_runtime.score import KEY_SCALES, TIME_SIGNATURES
 
 SONG = Song(
@@ -79,6 +79,18 @@ def test_every_task_is_asked_for_in_its_own_words(task: Task, expected: str) -> 
     assert text_prompt(song).startswith(
         f"# Instruction\n{expected}\n\n# Caption\nA calm piano\n\n# Metas\n- bpm: 120\n"
     )
+
+
+@pytest.mark.parametrize(("is_explicit", "controls"), [(True, "true"), (False, "false")])
+def test_a_model_for_stems_reads_of_the_mix_and_of_the_mask(is_explicit: bool, controls: str) -> None:
+    lego = Lego(track="drums", mix="A rock song")
+    song = replace(SONG, task=lego, diffusion=Diffusion(is_mask_explicit=is_explicit))
+    assert text_prompt(song, for_stems=True).startswith(
+        "# Instruction\nGenerate the DRUMS track based on the audio context:\n\n"
+        f"# Caption\nGlobal: A rock song\nLocal: A calm piano\nMask Control: {controls}\n\n# Metas\n"
+    )
+    assert "# Caption\nA calm piano\n\n" in text_prompt(song)
+    assert text_prompt(SONG, for_stems=True) == text_prompt(SONG)
 
 
 tracks = st.sampled_from(("woodwinds", "backing_vocals", "fx"))

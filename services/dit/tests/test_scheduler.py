@@ -19,6 +19,7 @@ class Endless:
     tokens: int
     used: int = 0
     steps: int = 0
+    model: str = ""
 
 
 def run(songs: Sequence[Endless], steps: int, *, max_songs: int = 8, max_tokens: int = 7500) -> None:

@@ -14,18 +14,21 @@ from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse, DenoiseSetup
+from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.task_pb2 import Cover, Extract, Task
 from soundstage.type.v1.tensor_pb2 import LatentChunk
+from soundstage_dit.adapters import Loan
 from soundstage_dit.alignment import Alignment
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.request import read_song
 from soundstage_dit.servicer import warm_up
 from soundstage_dit.song import Song
+from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.tensors import from_proto, to_proto
 
-from .conftest import Serving
+from .conftest import Serving, card_of
 
 if TYPE_CHECKING:
     from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceAsyncStub
@@ -34,13 +37,11 @@ if TYPE_CHECKING:
 class Stuck:
     """A denoiser that does one step and then waits for ever."""
 
-    model_fingerprint = "f" * 64
-
     def __init__(self) -> None:
         self.num_songs = 0
         self.was_left = asyncio.Event()
 
-    async def denoise(self, song: Song) -> AsyncGenerator[int | NDArray[np.float32]]:
+    async def denoise(self, song: Song, adapters: Loan) -> AsyncGenerator[int | NDArray[np.float32]]:
         self.num_songs += 1
         try:
             yield 1
@@ -49,11 +50,13 @@ class Stuck:
             self.num_songs -= 1
             self.was_left.set()
 
-    async def tokenize(self, latents: AsyncIterator[NDArray[np.float32]]) -> AsyncGenerator[NDArray[np.int64]]:
+    async def tokenize(
+        self, latents: AsyncIterator[NDArray[np.float32]], model: str
+    ) -> AsyncGenerator[NDArray[np.int64]]:
         async for _ in latents:
             yield np.zeros(1, np.int64)
 
-    async def align(self, song: Song, latents: NDArray[np.float32]) -> Alignment:
+    async def align(self, song: Song, latents: NDArray[np.float32], adapters: Loan) -> Alignment:
         return Alignment(lines=(), score=0.0)
 
 
@@ -147,12 +150,13 @@ async def test_all_bad_fields_are_named_at_once(engine: DitEngine) -> None:
     }
 
 
-async def test_another_models_request_is_refused(engine: DitEngine) -> None:
-    async with Serving(engine) as stub:
-        await collect(stub, setup_of(model_fingerprint=engine.model_fingerprint))
+async def test_another_models_request_is_refused(model: LoadedModel, engine: DitEngine) -> None:
+    async with Serving(engine, models=[card_of(model)]) as stub:
+        await collect(stub, setup_of(model_fingerprint=model.model_fingerprint))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await collect(stub, setup_of(model_fingerprint="0" * 64))
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"served are: {model.model_fingerprint} (acestep-v15-turbo)" in (caught.value.details() or "")
 
 
 async def test_a_full_stage_refuses_and_a_cancelled_call_makes_room() -> None:
@@ -267,7 +271,7 @@ async def test_a_caller_that_stops_in_the_middle_of_its_source_takes_no_place() 
 
 @pytest.mark.parametrize(("variant", "is_made"), [("turbo", False), ("sft", False), ("base", True)])
 async def test_a_task_is_refused_by_models_that_cannot_do_it(variant: str, is_made: bool) -> None:
-    async with Serving(Stuck(), variant=variant) as stub:
+    async with Serving(Stuck(), models=[StageModel(variant=variant)]) as stub:
         call = stub.Denoise(only(setup_of(task=Task(extract=Extract()))))
         if is_made:
             assert (await anext(aiter(call))).progress.step == 1

@@ -255,15 +255,31 @@ def test_a_window_begins_with_the_frame_that_begins_at_its_time(frame: int) -> N
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    ("kind", "asked"), [("extract", tasks.Extract()), ("lego", tasks.Lego()), ("complete", tasks.Complete())]
+    ("kind", "asked", "able"),
+    [
+        ("extract", tasks.Extract(), "base and xl-base"),
+        ("lego", tasks.Lego(), "base, xl-base and sft-stems"),
+        ("complete", tasks.Complete(), "base and xl-base"),
+    ],
 )
-def test_tracks_are_for_base_models(variant: str, kind: str, asked: Any) -> None:
+def test_tracks_are_for_base_models(variant: str, kind: str, asked: Any, able: str) -> None:
     setup = DenoiseSetup(latent_frames=1, task=tasks.Task(**{kind: asked}))
     if variant.endswith("base"):
         read_song(setup, variant=variant)
     else:
-        expected = f"is for models of the variants base and xl-base; this one is {variant}"
+        expected = f"is for models of the variants {able}; this one is {variant}"
         assert violations(setup, variant=variant) == {f"task.{kind}": expected}
+
+
+def test_a_model_for_stems_adds_tracks_to_a_mix_that_is_described() -> None:
+    setup = DenoiseSetup(latent_frames=1, task=tasks.Task(lego=tasks.Lego(global_caption="a rock song")))
+    assert read_song(setup, variant="sft-stems").task == Lego(mix="a rock song")
+    expected = "is for models of the variant sft-stems; this one is base"
+    assert violations(setup, variant="base") == {"task.lego.global_caption": expected}
+    complete = DenoiseSetup(latent_frames=1, task=tasks.Task(complete=tasks.Complete()))
+    assert violations(complete, variant="xl-sft-stems").keys() == {"task.complete"}
+    setup.task.lego.global_caption = "a" * 2049
+    assert violations(setup, variant="sft-stems").keys() == {"task.lego.global_caption"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

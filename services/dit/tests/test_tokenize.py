@@ -23,6 +23,7 @@ from soundstage.stage.v1.dit_service_pb2 import (
     TokenizeRequest,
     TokenizeSetup,
 )
+from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.type.v1.tensor_pb2 import (
     DATA_TYPE_BFLOAT16,
     DATA_TYPE_FLOAT16,
@@ -30,11 +31,13 @@ from soundstage.type.v1.tensor_pb2 import (
     LatentChunk,
 )
 from soundstage.type.v1.tensor_pb2 import Tensor as WireTensor
+from soundstage_dit.adapters import Loan
 from soundstage_dit.alignment import Alignment
-from soundstage_dit.engine import DitEngine, TokenizeError
+from soundstage_dit.engine import DitEngine
 from soundstage_dit.model.codes import CodeEncoder
 from soundstage_dit.schedule import schedule
 from soundstage_dit.song import Diffusion, Song
+from soundstage_dit.tokenizing import TokenizeError
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import read_details
 from soundstage_runtime.tensors import latent_chunks, to_proto
@@ -48,16 +51,14 @@ Floats = NDArray[np.float32]
 class Counter:
     """Answers a code for every run of latents, which is how many frames it has."""
 
-    model_fingerprint = "f" * 64
-
-    async def denoise(self, song: Song) -> AsyncGenerator[int | Floats]:
+    async def denoise(self, song: Song, adapters: Loan) -> AsyncGenerator[int | Floats]:
         yield np.zeros((song.num_frames, 64), np.float32)
 
-    async def tokenize(self, latents: AsyncIterator[Floats]) -> AsyncGenerator[NDArray[np.int64]]:
+    async def tokenize(self, latents: AsyncIterator[Floats], model: str) -> AsyncGenerator[NDArray[np.int64]]:
         async for run in latents:
             yield np.array([len(run)])
 
-    async def align(self, song: Song, latents: Floats) -> Alignment:
+    async def align(self, song: Song, latents: Floats, adapters: Loan) -> Alignment:
         return Alignment(lines=(), score=0.0)
 
 
@@ -79,7 +80,7 @@ class Gated:
 async def gated(model: LoadedModel) -> AsyncIterator[tuple[Gated, DitEngine]]:
     """An engine whose pieces a test lets through."""
     encoder = Gated(model.code_encoder)
-    engine = DitEngine(replace(model, code_encoder=cast(CodeEncoder, encoder)), Worker("dit"), max_batch=4)
+    engine = DitEngine([replace(model, code_encoder=cast(CodeEncoder, encoder))], Worker("dit"), max_batch=4)
     yield encoder, engine
     encoder.gate.release(100)
     engine.close()
@@ -161,7 +162,7 @@ async def test_latents_may_come_in_half_precision(engine: DitEngine, data_type: 
 @given(frames=st.integers(1, 1000), cuts=st.lists(st.integers(1, 999), max_size=12))
 def test_codes_do_not_depend_on_the_runs_they_come_in(model: LoadedModel, frames: int, cuts: list[int]) -> None:
     async def compare() -> None:
-        engine = DitEngine(model, Worker("dit"), max_batch=4)
+        engine = DitEngine([model], Worker("dit"), max_batch=4)
         latents = draw(frames)
         assert await tokenize(engine, latents, cuts) == await tokenize(engine, latents)
         engine.close()
@@ -262,12 +263,13 @@ async def test_a_malformed_stream_is_refused_by_field(requests: list[TokenizeReq
 
 
 async def test_another_models_latents_are_refused() -> None:
-    async with Serving(Counter()) as stub:
-        taken = await stub.Tokenize(iter([setup(model_fingerprint=Counter.model_fingerprint), run(0, 3), run(3, 7)]))
+    served = "f" * 64
+    async with Serving(Counter(), models=[StageModel(model_fingerprint=served)]) as stub:
+        taken = await stub.Tokenize(iter([setup(model_fingerprint=served), run(0, 3), run(3, 7)]))
         assert list(taken.codes) == [3, 7]
         error = await fail(stub.Tokenize(iter([setup(model_fingerprint="0" * 64)])))
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert read_details(error).metadata["loaded"] == Counter.model_fingerprint
+    assert read_details(error).metadata["loaded"] == served
 
 
 async def test_denoise_and_tokenize_share_their_places() -> None:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from soundstage_dit.song import Lego, Song
 from soundstage_dit.weights import LoadedModel, load, text_encoder_beside
 from soundstage_runtime.checkpoint import CheckpointError
 
@@ -40,6 +41,16 @@ def change_config(folder: Path, **fields: object) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text()) | fields
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def test_a_checkpoint_for_stems_is_known_by_its_configuration(checkpoints: Path, copied: Path) -> None:
+    change_config(copied, is_turbo=False, model_version="sft", is_lego_sft=True)
+    model, other = load_cpu(copied), load_cpu(checkpoints / "original/acestep-v15-turbo")
+    assert model.variant == "sft-stems"
+    song = Song(caption="drums", lyrics="", num_frames=1, seed=0, task=Lego(mix="a rock song"))
+    with torch.inference_mode():
+        longer, shorter = (len(one.conditioner.encode(song)) for one in (model, other))
+    assert longer - shorter == len("Global: a rock song\nLocal: \nMask Control: true")
 
 
 @pytest.mark.parametrize(

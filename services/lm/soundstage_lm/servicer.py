@@ -112,7 +112,7 @@ def offer(
         name=DESCRIPTOR.services_by_name["LmService"].full_name,
         add=lambda server: add_LmServiceServicer_to_server(lm, server),
     )
-    return offer_stage("lm", service, model=model, device=device, admission=admission, max_duration_s=max_duration_s)
+    return offer_stage("lm", service, models=[model], device=device, admission=admission, max_duration_s=max_duration_s)
 
 
 async def warm_up(channel: grpc.aio.Channel) -> None:

@@ -47,13 +47,13 @@ def offer_stage(
     stage: str,
     service: Service,
     *,
-    model: StageModel,
+    models: Sequence[StageModel],
     device: str,
     admission: Admission,
     max_duration_s: float = DURATION_RANGE_S[1],
 ) -> list[Service]:
     """A stage's own service and StageService beside it, for a Server."""
-    card = StageServicer(stage, models=[model], device=device, admission=admission, max_duration_s=max_duration_s)
+    card = StageServicer(stage, models=models, device=device, admission=admission, max_duration_s=max_duration_s)
     return [
         service,
         Service(

@@ -188,6 +188,7 @@ class Checks:
                 self._known(f"{field}.track", task.extract.track, Track)
             case "lego":
                 self._known(f"{field}.track", task.lego.track, Track)
+                self.text(f"{field}.global_caption", task.lego.global_caption, max_chars=MAX_CAPTION_CHARS)
                 self._optional(task.lego, field, "start_s", 0, DURATION_RANGE_S[1])
                 self._window_end(task.lego, field)
             case "complete":

@@ -65,7 +65,9 @@ class TokenizeSetup(_message.Message):
     latent_frames: _builtins.int
     """latent_frames is the length of the whole song, 1 to 15000."""
     model_fingerprint: _builtins.str
-    """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    """model_fingerprint chooses the model; empty for the first one that Describe lists. One that is not served is refused
+    with FAILED_PRECONDITION.
+    """
     def __init__(
         self,
         *,
@@ -173,7 +175,9 @@ class DenoiseSetup(_message.Message):
     the same to the bit; beside other songs float noise apart, below 1e-5 in float32.
     """
     model_fingerprint: _builtins.str
-    """model_fingerprint, when set, must be the loaded model's; another is refused with FAILED_PRECONDITION."""
+    """model_fingerprint chooses the model; empty for the first one that Describe lists. One that is not served is refused
+    with FAILED_PRECONDITION.
+    """
     source_frames: _builtins.int
     """source_frames is how many latent frames of source follow: latent_frames, or 0 for none. Where a task needs a source,
     none stands for silence.
@@ -248,7 +252,9 @@ class DenoiseResponse(_message.Message):
 
     @_builtins.property
     def queued(self) -> Global___DenoiseQueued:
-        """queued comes while the song waits for its first step, whenever its place has changed."""
+        """queued comes while the song waits for its first step: whenever its place has changed, and once, with position 0,
+        when its model must come back to the device.
+        """
 
     @_builtins.property
     def done(self) -> Global___DenoiseDone:
@@ -283,7 +289,7 @@ class DenoiseQueued(_message.Message):
     position: _builtins.int
     """position is how many songs are before it."""
     wait_s: _builtins.float
-    """wait_s is how long it is likely to wait, in seconds."""
+    """wait_s is how long it is likely to wait, in seconds; 0 where nothing is known."""
     def __init__(
         self,
         *,
@@ -332,7 +338,9 @@ class DenoiseDone(_message.Message):
 
     HANDLE_FIELD_NUMBER: _builtins.int
     handle: _builtins.str
-    """handle names what the stage keeps of the song, for Align, until newer songs push it out."""
+    """handle names what the stage keeps of the song, for Align, until newer songs push it out. It belongs to the model and
+    the adapters that the song was made with; once one of these is unloaded, Align refuses with FAILED_PRECONDITION.
+    """
     def __init__(
         self,
         *,
@@ -398,7 +406,7 @@ Global___AlignResponse: _TypeAlias = AlignResponse  # noqa: Y015
 
 @_typing.final
 class Adapter(_message.Message):
-    """Adapter is a change to the model's weights that songs can be made with."""
+    """Adapter is a change to a model's weights that songs can be made with."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -406,6 +414,7 @@ class Adapter(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is how songs ask for it."""
     kind: _builtins.str
@@ -414,6 +423,8 @@ class Adapter(_message.Message):
     """rank is the rank of its matrices."""
     size_bytes: _builtins.int
     """size_bytes is the memory it takes on the device."""
+    model_fingerprint: _builtins.str
+    """model_fingerprint names the model it was loaded for; songs of another are refused it with FAILED_PRECONDITION."""
     def __init__(
         self,
         *,
@@ -421,10 +432,11 @@ class Adapter(_message.Message):
         kind: _builtins.str = ...,
         rank: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
+        model_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model_fingerprint", b"model_fingerprint", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -479,19 +491,23 @@ class LoadAdapterRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is what to call it: 1 to 64 letters, digits, hyphens, underscores and dots."""
     path: _builtins.str
     """path is the file or directory, below the stage's adapter directory."""
+    model: _builtins.str
+    """model is the name or the fingerprint of the model it is for; empty for the first one that Describe lists."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         path: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

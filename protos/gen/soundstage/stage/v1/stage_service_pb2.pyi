@@ -59,7 +59,7 @@ class DescribeResponse(_message.Message):
     """max_duration_s is the longest song this process takes, in seconds."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageModel]:
-        """models lists what is loaded."""
+        """models lists what is served, the default one first. Not all need be on the device at once."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
 
 @_typing.final
 class StageModel(_message.Message):
-    """StageModel is one loaded model."""
+    """StageModel is one model that is served."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -92,7 +92,7 @@ class StageModel(_message.Message):
     name: _builtins.str
     """name is the checkpoint's directory or hub name."""
     variant: _builtins.str
-    """variant is the family member: "turbo" or "xl-turbo" for a DiT, the size for a language model, "oobleck" for a VAE."""
+    """variant is the family member: "turbo", "xl-turbo" or "sft-stems" for a DiT, the size for a language model, "oobleck" for a VAE."""
     model_fingerprint: _builtins.str
     """model_fingerprint is a SHA-256, in hex, over the checkpoint's configuration and weights."""
     dtype: _builtins.str

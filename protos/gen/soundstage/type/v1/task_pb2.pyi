@@ -169,7 +169,7 @@ class Task(_message.Message):
 
     @_builtins.property
     def lego(self) -> Global___Lego:
-        """lego adds a track to the source. Base models only."""
+        """lego adds a track to the source. Base and sft-stems models only."""
 
     @_builtins.property
     def complete(self) -> Global___Complete:
@@ -308,22 +308,28 @@ class Lego(_message.Message):
     TRACK_FIELD_NUMBER: _builtins.int
     START_S_FIELD_NUMBER: _builtins.int
     END_S_FIELD_NUMBER: _builtins.int
+    GLOBAL_CAPTION_FIELD_NUMBER: _builtins.int
     track: Global___Track.ValueType
     """track is which one; unspecified leaves it to the caption."""
     start_s: _builtins.float
     """start_s is where it begins, in seconds, 0 or more. Default 0."""
     end_s: _builtins.float
     """end_s is where it ends, above start_s. Default the end of the source."""
+    global_caption: _builtins.str
+    """global_caption describes the whole mix, where the song's caption describes the track. Models of the variant sft-stems
+    read both; others refuse it. At most 2048 characters.
+    """
     def __init__(
         self,
         *,
         track: Global___Track.ValueType = ...,
         start_s: _builtins.float | None = ...,
         end_s: _builtins.float | None = ...,
+        global_caption: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "_start_s", b"_start_s", "end_s", b"end_s", "start_s", b"start_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "_start_s", b"_start_s", "end_s", b"end_s", "start_s", b"start_s", "track", b"track"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "_start_s", b"_start_s", "end_s", b"end_s", "global_caption", b"global_caption", "start_s", b"start_s", "track", b"track"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end_s: _TypeAlias = _typing.Literal["end_s"]  # noqa: Y015
     _WhichOneofArgType__end_s: _TypeAlias = _typing.Literal["_end_s", b"_end_s"]  # noqa: Y015
