@@ -15,7 +15,7 @@ from rich.live import Live
 from soundfile import LibsndfileError
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOptions
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, AudioFormat
 from soundstage.type.v1.options_pb2 import DiffusionOptions, Guidance
 from soundstage_cli import options
 from soundstage_cli.adapters import app as adapters_app
@@ -56,7 +56,7 @@ def main() -> None:
 def up(
     models: Annotated[Path | None, typer.Option(help="directory in the hub's layout; else the hub is asked")] = None,
     lm: Annotated[str | None, typer.Option(help="language model: directory, or hub id owner/name/folder")] = None,
-    dit: Annotated[str | None, typer.Option(help="diffusion models, likewise, commas between them; the first is the default")] = None,
+    dit: Annotated[str | None, typer.Option(help="diffusion models, likewise: several with commas")] = None,
     vae: Annotated[str | None, typer.Option(help="decoder, likewise")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="the gateway's port; 0 takes a free one")] = 50050,
     lm_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
@@ -184,7 +184,7 @@ def generate(
             metadata=options.read_metadata(
                 duration=duration, bpm=bpm, key=key, time_signature=time_signature, language=language
             ),
-            output=OutputOptions(sample_format=_SAMPLE_FORMATS[sample_format]),
+            output=OutputOptions(format=AudioFormat(sample_format=_SAMPLE_FORMATS[sample_format])),
             diffusion=DiffusionOptions(
                 steps=steps,
                 shift=shift,

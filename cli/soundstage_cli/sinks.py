@@ -34,10 +34,11 @@ class WavFile:
 
     def begin(self, header: AudioHeader) -> None:
         """Open the file."""
-        self._is_s16 = header.sample_format == SAMPLE_FORMAT_S16
+        written = header.format
+        self._is_s16 = written.sample_format == SAMPLE_FORMAT_S16
         subtype = "PCM_16" if self._is_s16 else "FLOAT"
         self._file = soundfile.SoundFile(
-            self.path, "w", samplerate=header.sample_rate_hz, channels=header.channels, subtype=subtype, format="WAV"
+            self.path, "w", samplerate=written.sample_rate_hz, channels=written.channels, subtype=subtype, format="WAV"
         )
 
     def write(self, chunk: AudioChunk) -> None:

@@ -62,8 +62,8 @@ class SongView:
             self._move(event, _STAGE_WORDS[event.progress.stage], event.progress.done, event.progress.total)
         elif event.HasField("audio_header"):
             header = event.audio_header
-            self._rates[event.variant] = header.sample_rate_hz
-            self._move(event, "audio (s)", 0, header.frame_count // header.sample_rate_hz)
+            self._rates[event.variant] = header.format.sample_rate_hz
+            self._move(event, "audio (s)", 0, header.frame_count // header.format.sample_rate_hz)
         elif event.HasField("audio_chunk"):
             end = event.audio_chunk.first_frame + event.audio_chunk.frame_count
             self._move(event, "audio (s)", end // self._rates[event.variant], None)

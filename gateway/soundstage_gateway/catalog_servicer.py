@@ -27,17 +27,17 @@ from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceServicer
 from soundstage.music.v1.song_service_pb2 import STAGE_DIT
 from soundstage.stage.v1 import dit_service_pb2 as dit
 from soundstage.stage.v1.stage_service_pb2 import DescribeResponse
+from soundstage.type.v1.audio_pb2 import Encoding, SampleFormat
 from soundstage.type.v1.task_pb2 import Task
-from soundstage_gateway.order import ADAPTERS, SAMPLE_FORMATS
+from soundstage_gateway.audio_format import SAMPLE_RATES_HZ
+from soundstage_gateway.order import ADAPTERS
 from soundstage_gateway.stages import NAMES, Stages, ask_once
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.score import (
-    CHANNELS,
     DURATION_RANGE_S,
     KEY_SCALES,
     LANGUAGES,
-    SAMPLE_RATE_HZ,
     TIME_SIGNATURES,
 )
 from soundstage_runtime.validation import Checks
@@ -89,9 +89,9 @@ class CatalogServicer(CatalogServiceServicer):
             max_variants=self._max_variants,
             max_songs_in_flight=self._admission.limit,
             songs_in_flight=self._admission.in_flight,
-            sample_formats=SAMPLE_FORMATS,
-            sample_rate_hz=SAMPLE_RATE_HZ,
-            channels=CHANNELS,
+            sample_formats=SampleFormat.values()[1:],
+            sample_rates_hz=SAMPLE_RATES_HZ,
+            encodings=Encoding.values()[1:],
             vocal_languages=LANGUAGES,
             key_scales=KEY_SCALES,
             time_signatures=TIME_SIGNATURES,
@@ -100,7 +100,7 @@ class CatalogServicer(CatalogServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         """See catalog_service.proto."""
-        _check_page(request)
+        check_page(request)
         models = [
             Model(
                 name=f"models/{NAMES[stage]}/{model.name}",
@@ -118,7 +118,7 @@ class CatalogServicer(CatalogServiceServicer):
 
     async def ListAdapters(self, request: ListAdaptersRequest, context: Context) -> ListAdaptersResponse:
         """See catalog_service.proto."""
-        _check_page(request)
+        check_page(request)
         answer = await ask_once(STAGE_DIT, self._stages.dit.ListAdapters, dit.ListAdaptersRequest())
         page, next_page_token = _page([_public(adapter) for adapter in answer.adapters], request)
         return ListAdaptersResponse(adapters=page, next_page_token=next_page_token)
@@ -171,7 +171,8 @@ def _public(adapter: dit.Adapter) -> Adapter:
     )
 
 
-def _check_page(request: _PageRequest) -> None:
+def check_page(request: _PageRequest) -> None:
+    """Refuse a page that cannot be."""
     checks = Checks()
     checks.number("page_size", request.page_size or DEFAULT_PAGE_SIZE, 1, MAX_PAGE_SIZE)
     token = request.page_token

@@ -36,8 +36,8 @@ from soundstage.stage.v1.lm_service_pb2 import (
 from soundstage.stage.v1.vae_service_pb2 import EncodeRequest, EncodeResponse, EncodeSetup
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_gateway.order import check_codes, check_words
-from soundstage_gateway.song import compose_request, public_plan
 from soundstage_gateway.stages import Stages, ask, ask_once
+from soundstage_gateway.variant import compose_request, public_plan
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.score import INSTRUMENTAL, LATENTS_PER_CODE, MAX_LATENT_FRAMES, SAMPLES_PER_LATENT, SPREAD_RANGE
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks

@@ -1,16 +1,15 @@
 """An order: what a request asks for, checked whole and with every default filled in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from soundstage.music.v1.composer_service_pb2 import PlanSongRequest, PolishSongRequest
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOptions
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SampleFormat
 from soundstage.type.v1.options_pb2 import AdapterUse, DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.task_pb2 import Task
-from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_file import Recording, Samples
+from soundstage_gateway.audio_format import Output, read_output
 from soundstage_gateway.canvas import Canvas
 from soundstage_gateway.splice import Splice
 from soundstage_gateway.task import lay_out
@@ -21,8 +20,7 @@ MAX_VARIANTS = 8
 MIN_CODES = CODE_RATE_HZ
 ADAPTERS = "adapters/"  # before the id of an adapter, which is what the diffusion stage knows it by
 MAX_CODES = int(DURATION_RANGE_S[1]) * CODE_RATE_HZ
-_UPLOAD = "send the file with AudioService.UploadAudio and give the asset that it answers"
-SAMPLE_FORMATS = (SAMPLE_FORMAT_S16, SAMPLE_FORMAT_F32)
+_UPLOAD = "send the file with AudioService.UploadAudio and give the asset that it answers, or name a finished song"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +42,22 @@ class Order:
     references: tuple[Samples, ...]
     adapters: tuple[AdapterUse, ...]
     diffusion: DiffusionOptions
-    sample_format: SampleFormat.ValueType
+    model: str
+    output: Output
     seeds: tuple[int, ...]
 
 
 def read_order(
-    request: GenerateSongRequest, assets: Assets, *, draw_seed: Callable[[], int], max_variants: int = MAX_VARIANTS
+    request: GenerateSongRequest,
+    recordings: Mapping[str, Recording],
+    *,
+    draw_seed: Callable[[], int],
+    max_variants: int = MAX_VARIANTS,
 ) -> Order:
-    """Check every field and fill in what is left open; raises InvalidRequestError naming all that are bad."""
+    """Check every field and fill in what is left open; raises InvalidRequestError naming all that are bad.
+
+    `recordings` are what the request's source and references name, as far as there is such a thing.
+    """
     checks = Checks()
     check_words(checks, request)
     metadata = checks.metadata(request.metadata)
@@ -61,18 +67,15 @@ def read_order(
     if 0 < len(request.codes) < MIN_CODES:
         checks.refuse("codes", f"has {len(request.codes)} entries; at least {MIN_CODES}, a second of music")
     checks.task(request.task, field="task")
-    source = _find_source(checks, request, assets)
-    references = _find_references(checks, request, assets)
+    source = _find_source(checks, request, recordings)
+    references = _find_references(checks, request, recordings)
     adapters = _read_adapters(checks, request.adapters)
     planner = request.planner
     is_planned = not request.codes and not _kind(request) and (planner.enabled or not planner.HasField("enabled"))
     is_free = is_planned and (planner.write_metadata or not planner.HasField("write_metadata"))
     if not (is_free or request.codes or _kind(request) or request.metadata.HasField("duration_s")):
         checks.refuse("metadata.duration_s", "is not set; nobody else chooses it when the planner writes no metadata")
-    sample_format = request.output.sample_format or SAMPLE_FORMAT_S16
-    if sample_format not in SAMPLE_FORMATS:
-        names = ", ".join(SampleFormat.Name(value) for value in SAMPLE_FORMATS)
-        checks.refuse("output.sample_format", f"is {sample_format}; must be one of {names}")
+    output = read_output(checks, request.output, can_normalise=False)
     variants = request.variants if request.HasField("variants") else 1
     checks.number("variants", variants, 1, max_variants)
     if len(request.seeds) > variants:
@@ -95,7 +98,8 @@ def read_order(
         references=references,
         adapters=adapters,
         diffusion=request.diffusion,
-        sample_format=sample_format,
+        model=request.model,
+        output=output,
         seeds=tuple(request.seeds) + tuple(draw_seed() for _ in range(variants - len(request.seeds))),
     )
 
@@ -104,7 +108,7 @@ def _kind(request: GenerateSongRequest) -> str | None:
     return request.task.WhichOneof("kind")
 
 
-def _find_source(checks: Checks, request: GenerateSongRequest, assets: Assets) -> Recording | None:
+def _find_source(checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording]) -> Recording | None:
     """Find the source, and refuse what does not go with the task and it."""
     kind = _kind(request)
     if kind and request.planner.enabled:
@@ -124,16 +128,18 @@ def _find_source(checks: Checks, request: GenerateSongRequest, assets: Assets) -
         checks.refuse("codes", "must be empty when source is set; give one of them")
     if request.metadata.HasField("duration_s"):
         checks.refuse("metadata.duration_s", "must not be set; the song is as long as its source")
-    return _find(checks, "source", request.source, assets)
+    return _find(checks, "source", request.source, recordings)
 
 
-def _find_references(checks: Checks, request: GenerateSongRequest, assets: Assets) -> tuple[Samples, ...]:
+def _find_references(
+    checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording]
+) -> tuple[Samples, ...]:
     if len(request.references) > MAX_REFERENCES:
         checks.refuse("references", f"has {len(request.references)} entries; at most {MAX_REFERENCES}")
         return ()
     found: list[Samples] = []
     for index, name in enumerate(request.references):
-        recording = _find(checks, f"references[{index}]", name, assets)
+        recording = _find(checks, f"references[{index}]", name, recordings)
         if recording and recording.is_silent:
             checks.refuse(f"references[{index}]", f"is {name}, which is silent; give one that can be heard")
         elif recording:
@@ -141,8 +147,8 @@ def _find_references(checks: Checks, request: GenerateSongRequest, assets: Asset
     return tuple(found)
 
 
-def _find(checks: Checks, field: str, name: str, assets: Assets) -> Recording | None:
-    recording = assets.find(name)
+def _find(checks: Checks, field: str, name: str, recordings: Mapping[str, Recording]) -> Recording | None:
+    recording = recordings.get(name)
     if recording is None:
         checks.refuse(field, f"is {name[:80]!r}, which is not kept here, or no longer: {_UPLOAD}")
     return recording

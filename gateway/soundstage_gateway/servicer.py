@@ -1,12 +1,11 @@
-"""SongService: wire in, orchestration, wire out; and what a gateway offers."""
+"""SongService: wire in, studio, wire out; and what a gateway offers."""
 
 import asyncio
-import secrets
+import re
 import time
-import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import grpc.aio
 import structlog
@@ -17,28 +16,40 @@ from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceStub, add
 from soundstage.music.v1.composer_service_pb2_grpc import add_ComposerServiceServicer_to_server
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_DIT,
-    STAGE_LM,
     STAGE_VAE,
-    Accepted,
     AlignLyricsRequest,
     AlignLyricsResponse,
+    CancelSongRequest,
+    CancelSongResponse,
+    CreateSongRequest,
+    CreateSongResponse,
+    DeleteSongRequest,
+    DeleteSongResponse,
     GenerateSongRequest,
     GenerateSongResponse,
+    GetSongRequest,
+    GetSongResponse,
+    ListSongsRequest,
+    ListSongsResponse,
+    StageTiming,
+    StreamAudioRequest,
+    StreamAudioResponse,
+    WatchSongRequest,
+    WatchSongResponse,
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceServicer, add_SongServiceServicer_to_server
 from soundstage.stage.v1.dit_service_pb2 import AlignRequest
 from soundstage_gateway.assets import Assets
+from soundstage_gateway.audio_format import read_output
 from soundstage_gateway.audio_servicer import AudioServicer
-from soundstage_gateway.catalog_servicer import CatalogServicer
+from soundstage_gateway.catalog_servicer import DEFAULT_PAGE_SIZE, CatalogServicer, check_page
 from soundstage_gateway.composer_servicer import ComposerServicer
-from soundstage_gateway.hearing import encode
-from soundstage_gateway.lyrics import Finished, write_lrc
-from soundstage_gateway.order import MAX_VARIANTS, Order, read_order
-from soundstage_gateway.song import Heard, Song
+from soundstage_gateway.lyrics import write_lrc
+from soundstage_gateway.playback import play
 from soundstage_gateway.stages import Stages, ask_once
+from soundstage_gateway.studio import Making, SongUnknownError, Studio
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
-from soundstage_runtime.pcm import FRAMES_PER_CHUNK
 from soundstage_runtime.serve import Service
 from soundstage_runtime.validation import Checks
 from soundstage_runtime.worker import Worker
@@ -46,150 +57,211 @@ from soundstage_runtime.worker import Worker
 _log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
 EVENTS_AHEAD = 8  # events held for a client that reads slower than the stages write
+_REQUEST_ID: Final = re.compile(r"[ -~]{1,64}")
 
 
 class SongServicer(SongServiceServicer):
-    """Makes songs; `admission` bounds the variants in flight.
+    """Makes songs and plays them; `listeners` bounds the streams of audio.
 
     A client that takes nothing for `stall_timeout_s` while there is something to take loses its call.
     """
 
-    def __init__(self, stages: Stages, admission: Admission, assets: Assets, *, stall_timeout_s: float) -> None:
+    def __init__(
+        self,
+        studio: Studio,
+        stages: Stages,
+        songs: Admission,
+        listeners: Admission,
+        *,
+        stall_timeout_s: float,
+    ) -> None:
+        self._studio = studio
         self._stages = stages
-        self._admission = admission
-        self._assets = assets
+        self._songs = songs
+        self._listeners = listeners
         self._stall_timeout_s = stall_timeout_s
-        self._finished = Finished()
+        self._creating = asyncio.Lock()
 
     async def GenerateSong(
         self, request: GenerateSongRequest, context: Context
     ) -> AsyncGenerator[GenerateSongResponse, None]:
         """See song_service.proto."""
-        order = read_order(
-            request,
-            self._assets,
-            draw_seed=lambda: secrets.randbits(32),
-            max_variants=max_variants(self._admission),
-        )
-        async with self._admission.enter(len(order.seeds)):
-            started_s = time.monotonic()
-            name = f"songs/{uuid.uuid4().hex}"
-            name_song(name)
-            async with aclosing(self._make(name, order)) as events:
+        making = await self._studio.begin(request, is_detached=request.detach)
+        try:
+            async with self._listeners.enter(len(making.order.seeds)), aclosing(self._perform(making)) as events:
                 sequence = 0
-                async for event in events:
+                async for event in self._patient(events):
                     event.sequence = sequence
                     sequence += 1
                     yield event
-            # A place is likely to be free again after one song's share of the time all places take.
-            self._admission.retry_after_s = max(0.5, (time.monotonic() - started_s) / self._admission.limit)
+        finally:
+            if not request.detach:
+                await self._studio.stop(making)
 
-    async def _make(self, name: str, order: Order) -> AsyncGenerator[GenerateSongResponse, None]:
-        needed = (STAGE_LM, STAGE_DIT, STAGE_VAE) if order.is_planned else (STAGE_DIT, STAGE_VAE)
-        found = await asyncio.gather(*(self._stages.describe(stage) for stage in needed))
-        _check_length(order, max_duration_s=min(stage.max_duration_s for stage in found))
-        fingerprints = {
-            stage: description.models[0].model_fingerprint for stage, description in zip(needed, found, strict=True)
-        }
-        yield GenerateSongResponse(
-            accepted=Accepted(song=name, seeds=order.seeds, songs_in_flight=self._admission.in_flight)
-        )
-        source = await self._hear_source(order, fingerprints[STAGE_VAE])
-        songs = [
-            Song(name, order, seed, source=source, stages=self._stages, fingerprints=fingerprints)
-            for seed in order.seeds
-        ]
-        async with aclosing(_interleave(songs, self._stall_timeout_s)) as events:
-            async for event in events:
-                if event.HasField("completed"):
-                    self._finished.note(name, event.variant, songs[event.variant].handle)
-                yield event
+    async def CreateSong(self, request: CreateSongRequest, context: Context) -> CreateSongResponse:
+        """See song_service.proto."""
+        if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
+            checks = Checks()
+            checks.refuse("request_id", f"is {request.request_id[:80]!r}; must be 1 to 64 printable ASCII characters")
+            checks.finish()
+        async with self._creating:  # else two calls with one id could both find no song
+            found = await self._studio.find_request(request.request_id) if request.request_id else None
+            if found is None:
+                request_id = request.request_id or None
+                found = (await self._studio.begin(request.request, request_id=request_id, is_detached=True)).kept
+        return CreateSongResponse(song=found.song)
+
+    async def GetSong(self, request: GetSongRequest, context: Context) -> GetSongResponse:
+        """See song_service.proto."""
+        return GetSongResponse(song=(await self._studio.find(request.song)).song)
+
+    async def ListSongs(self, request: ListSongsRequest, context: Context) -> ListSongsResponse:
+        """See song_service.proto."""
+        check_page(request)
+        before = int(request.page_token) if request.page_token else None
+        page, last = await self._studio.page(request.page_size or DEFAULT_PAGE_SIZE, before=before)
+        return ListSongsResponse(songs=[kept.song for kept in page], next_page_token=str(last or ""))
+
+    async def CancelSong(self, request: CancelSongRequest, context: Context) -> CancelSongResponse:
+        """See song_service.proto."""
+        return CancelSongResponse(song=(await self._studio.cancel(request.song)).song)
+
+    async def DeleteSong(self, request: DeleteSongRequest, context: Context) -> DeleteSongResponse:
+        """See song_service.proto."""
+        await self._studio.delete(request.song)
+        return DeleteSongResponse()
+
+    async def WatchSong(self, request: WatchSongRequest, context: Context) -> AsyncGenerator[WatchSongResponse, None]:
+        """See song_service.proto."""
+        after = request.after_sequence if request.HasField("after_sequence") else None
+        async with aclosing(self._studio.watch(request.song, after=after)) as events:
+            async for event in self._patient(events):
+                yield WatchSongResponse(event=event)
+
+    async def StreamAudio(
+        self, request: StreamAudioRequest, context: Context
+    ) -> AsyncGenerator[StreamAudioResponse, None]:
+        """See song_service.proto."""
+        checks = Checks()
+        output = read_output(checks, request.output, can_normalise=True)
+        checks.finish()
+        name_song(request.song)
+        async with self._listeners.enter():
+            tape = await self._studio.tape(request.song, request.variant)
+            peak = None
+            if output.peak_dbfs is not None:
+                peak = await self._studio.find_peak(request.song, request.variant, tape)
+            frame_count = request.frame_count if request.HasField("frame_count") else None
+            playing = play(tape, output, first_frame=request.first_frame, frame_count=frame_count, peak=peak)
+            async with aclosing(playing) as events:
+                async for event in self._patient(events):
+                    yield event
 
     async def AlignLyrics(self, request: AlignLyricsRequest, context: Context) -> AlignLyricsResponse:
         """See song_service.proto."""
-        align = AlignRequest(handle=self._finished.find(request.song, request.variant))
+        kept = await self._studio.find(request.song)
+        if request.variant >= len(kept.handles) or not kept.handles[request.variant]:
+            raise SongUnknownError(f"{request.song} has no finished variant {request.variant}; variants count from 0")
         name_song(request.song)
-        async with self._admission.enter():
+        async with self._songs.enter():
+            align = AlignRequest(handle=kept.handles[request.variant])
             aligned = await ask_once(STAGE_DIT, self._stages.dit.Align, align)
         return AlignLyricsResponse(lines=aligned.lines, score=aligned.score, lrc=write_lrc(aligned.lines))
 
-    async def _hear_source(self, order: Order, model_fingerprint: str) -> Heard:
-        """Encode the source, once for all variants."""
-        canvas = order.source
-        if canvas is None or canvas.is_silent:
-            return Heard()
-        started_s = time.monotonic()
-        pieces = canvas.pieces(FRAMES_PER_CHUNK)
-        latents = await encode(self._stages, pieces, canvas.num_frames, model_fingerprint=model_fingerprint)
-        return Heard(latents=tuple(latents), took_s=time.monotonic() - started_s)
+    async def _perform(self, making: Making) -> AsyncGenerator[GenerateSongResponse, None]:
+        """Yield a song's events, and its audio as soon as there is some; the first error ends it."""
+        queue: asyncio.Queue[GenerateSongResponse | Exception | None] = asyncio.Queue(EVENTS_AHEAD)
+        tasks: list[asyncio.Task[None]] = []
 
+        async def put_all(events: AsyncGenerator[GenerateSongResponse, None]) -> None:
+            try:
+                async with aclosing(events):
+                    async for event in events:
+                        if event.HasField("completed") and not event.completed.pcm_sha256:
+                            tasks.append(asyncio.create_task(put_all(self._play(making, event))))
+                        else:
+                            await queue.put(_copy(event))
+                await queue.put(None)
+            except Exception as error:  # handed to the reader, which raises it
+                await queue.put(error)
 
-def _check_length(order: Order, *, max_duration_s: float) -> None:
-    """Refuse a song that is longer than the stages make."""
-    checks = Checks()
-    if order.source is None:
-        checks.metadata(order.metadata, max_duration_s=max_duration_s)
-    elif order.source.duration_s > max_duration_s:
-        checks.refuse("source", f"makes a song of {order.source.duration_s:g} s; at most {max_duration_s:g} s are made")
-    checks.finish()
-
-
-def max_variants(admission: Admission) -> int:
-    """The most variants of one call: more than there are places could never be made."""
-    return min(MAX_VARIANTS, admission.limit)
-
-
-async def _interleave(songs: list[Song], stall_timeout_s: float) -> AsyncGenerator[GenerateSongResponse, None]:
-    """Run the variants side by side; the first error ends them all."""
-    reader = asyncio.current_task()
-    assert reader is not None
-    queue: asyncio.Queue[GenerateSongResponse | Exception | None] = asyncio.Queue(EVENTS_AHEAD)
-
-    async def run(variant: int, song: Song) -> None:
+        tasks.append(asyncio.create_task(put_all(making.log.follow())))
         try:
-            async with aclosing(song.events()) as events:
-                async for event in events:
-                    event.variant = variant
-                    await queue.put(event)
-            await queue.put(None)
-        except Exception as error:  # handed to the reader, which raises it
-            await queue.put(error)
-
-    def give_up() -> None:
-        # The reader hangs in a write that the client does not take: no error would reach either of them.
-        _log.warning("client_stalled", stall_timeout_s=stall_timeout_s)
-        reader.cancel()
-
-    tasks = [asyncio.create_task(run(variant, song)) for variant, song in enumerate(songs)]
-    try:
-        running = len(tasks)
-        while running:
-            event = await queue.get()
-            if isinstance(event, Exception):
-                raise event
-            if event is None:
-                running -= 1
-            else:
-                stall = asyncio.get_running_loop().call_later(stall_timeout_s, give_up)
-                try:
+            num_ended = 0
+            while num_ended < len(tasks):
+                event = await queue.get()
+                if isinstance(event, Exception):
+                    raise event
+                if event is None:
+                    num_ended += 1
+                else:
                     yield event
-                finally:
-                    stall.cancel()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _play(self, making: Making, end: GenerateSongResponse) -> AsyncGenerator[GenerateSongResponse, None]:
+        """Yield the audio of a variant that is made, and its end with what only the audio tells."""
+        number, started_s = end.variant, time.monotonic()
+        tape = await self._studio.tape(making.kept.name, number)
+        async with aclosing(play(tape, making.order.output)) as events:
+            async for event in events:
+                if event.HasField("audio_header"):
+                    yield GenerateSongResponse(variant=number, audio_header=event.audio_header)
+                elif event.HasField("audio_chunk"):
+                    yield GenerateSongResponse(variant=number, audio_chunk=event.audio_chunk)
+                else:
+                    end, trailer = _copy(end), event.audio_trailer
+                    end.completed.frame_count = trailer.frame_count
+                    end.completed.pcm_sha256 = trailer.pcm_sha256
+                    end.completed.peak = trailer.peak
+                    took_s, fingerprint = time.monotonic() - started_s, making.fingerprints[STAGE_VAE]
+                    timing = StageTiming(stage=STAGE_VAE, duration_s=took_s, model_fingerprint=fingerprint)
+                    end.completed.timings.append(timing)
+                    yield end
+
+    async def _patient(self, events: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+        """Yield events, and end a call whose client does not take them."""
+        reader = asyncio.current_task()
+        assert reader is not None
+
+        def give_up() -> None:
+            # The reader hangs in a write that the client does not take: no error would reach either of them.
+            _log.warning("client_stalled", stall_timeout_s=self._stall_timeout_s)
+            reader.cancel()
+
+        async for event in events:
+            stall = asyncio.get_running_loop().call_later(self._stall_timeout_s, give_up)
+            try:
+                yield event
+            finally:
+                stall.cancel()
+
+
+def _copy(event: GenerateSongResponse) -> GenerateSongResponse:
+    copy = GenerateSongResponse()
+    copy.CopyFrom(event)
+    return copy
 
 
 def offer(
-    stages: Stages, admission: Admission, assets: Assets, uploads: Admission, *, stall_timeout_s: float
+    studio: Studio,
+    stages: Stages,
+    assets: Assets,
+    *,
+    songs: Admission,
+    listeners: Admission,
+    uploads: Admission,
+    stall_timeout_s: float,
 ) -> list[Service]:
-    """The services of a gateway, for a Server; `admission` bounds songs, `uploads` files being taken in."""
-    song = SongServicer(stages, admission, assets, stall_timeout_s=stall_timeout_s)
+    """The services of a gateway, for a Server; admissions bound songs in the making, streams of audio, and uploads."""
+    song = SongServicer(studio, stages, songs, listeners, stall_timeout_s=stall_timeout_s)
     audio = AudioServicer(assets, uploads, Worker("decoder"))
-    composer = ComposerServicer(stages, admission)
-    catalog = CatalogServicer(stages, admission, max_variants=max_variants(admission))
+    composer = ComposerServicer(stages, songs)
+    catalog = CatalogServicer(stages, songs, max_variants=studio.max_variants)
     return [
         Service(
             name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)

@@ -1,5 +1,7 @@
 """Settings of the gateway."""
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -18,4 +20,11 @@ class GatewaySettings(ServerSettings):
     max_songs: int = Field(16, ge=1, description="variants made at once; more are refused")
     asset_cache_mb: int = Field(512, ge=256, description="megabytes of uploaded audio to keep, 23 for every minute")
     max_uploads: int = Field(8, ge=1, description="files taken in at once; more are refused")
+    max_listeners: int = Field(256, ge=1, description="streams of audio at once; more are refused")
+    data_dir: Path | None = Field(
+        None, description="folder to keep songs in; without one they are gone when the process ends"
+    )
+    keep_h: float = Field(24.0, gt=0, description="hours to keep a song")
+    song_store_mb: int = Field(2048, ge=16, description="megabytes of songs to keep; the oldest go first")
+    tape_cache_mb: int = Field(4096, ge=16, description="megabytes of decoded audio to keep, 23 for every minute")
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds a client may take nothing before its call is ended")

@@ -1,11 +1,17 @@
 """The splice: after a repaint, the source's own samples outside of the window."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
 
 import numpy as np
 
 from soundstage_gateway.audio_file import Samples
 from soundstage_gateway.canvas import Canvas
+
+_SAMPLES: Final = "source.npy"
+_PLACE: Final = "splice.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,3 +31,30 @@ class Splice:
         source = self.source.cut(first_frame, first_frame + len(made))
         mixed = share * made + (1 - share) * source
         return np.where(share == 0, source, np.where(share == 1, made, mixed))
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder, for `read`."""
+        np.save(folder / _SAMPLES, self.source.samples)
+        place = {
+            "is_silent": self.source.is_silent,
+            "lead_frames": self.source.lead_frames,
+            "num_frames": self.source.num_frames,
+            "start": self.start,
+            "end": self.end,
+            "fade_frames": self.fade_frames,
+        }
+        (folder / _PLACE).write_text(json.dumps(place))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Read what `write` has written, its samples left on disk; None when there is nothing."""
+        if not (folder / _PLACE).exists():
+            return None
+        place = json.loads((folder / _PLACE).read_text())
+        canvas = Canvas(
+            samples=np.load(folder / _SAMPLES, mmap_mode="r"),
+            is_silent=place.pop("is_silent"),
+            lead_frames=place.pop("lead_frames"),
+            num_frames=place.pop("num_frames"),
+        )
+        return cls(source=canvas, **place)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -52,12 +53,14 @@ from soundstage.stage.v1.lm_service_pb2 import (
 )
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, EncodeRequest, EncodeResponse
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk
 from soundstage.type.v1.score_pb2 import ORIGIN_LM, Likelihood, LikelihoodPart, LyricLine, PlanField, SongText
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.servicer import offer, warm_up
 from soundstage_gateway.stages import Stages, Targets
+from soundstage_gateway.store import Store
+from soundstage_gateway.studio import Studio
+from soundstage_gateway.tape import Tapes
 from soundstage_runtime import pcm, tensors
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import REQUEST_ID_KEY, SONG_KEY
@@ -174,23 +177,18 @@ class Steady:
         self, request_iterator: AsyncIterator[DecodeRequest], context: Context
     ) -> AsyncIterator[DecodeResponse]:
         self.note(context)
-        frame = 0
-        is_s16 = True
-        async for request in request_iterator:
-            if request.HasField("setup"):
-                self.requests.append(request.setup)
-                is_s16 = request.setup.sample_format == SAMPLE_FORMAT_S16
-                continue
-            latents = tensors.from_proto(request.latents.tensor, "latents", shape=(None, 64))
-            # Every sample of a latent frame is that frame's first channel, so that order and content can be checked.
-            words = np.repeat(latents[:, 0], 1920 * 2).astype("<i2" if is_s16 else "<f4")
-            for part in np.split(words, range(48000, len(words), 48000)):
-                yield DecodeResponse(
-                    audio=AudioChunk(first_frame=frame, frame_count=len(part) // 2, data=part.tobytes()),
-                    peak=float(part.max()),
-                )
-                frame += len(part) // 2
-                await self.between()
+        setup = (await anext(request_iterator)).setup
+        self.requests.append(setup)
+        frame, stop = setup.first_frame, setup.first_frame + setup.frame_count
+        heard = [request.latents.tensor async for request in request_iterator]
+        latents = np.concatenate([tensors.from_proto(tensor, "latents", shape=(None, 64)) for tensor in heard])
+        assert len(latents) == setup.latent_frames
+        # Every sample of a latent frame is that frame's first channel, in steps of S16, so that order and content can
+        # be checked.
+        samples = np.repeat(latents[:, :1] / np.float32(32_767), 1920, axis=0).repeat(2, axis=1)
+        for chunk, peak in pcm.audio_chunks(samples[frame:stop], first_frame=frame, sample_format=setup.sample_format):
+            yield DecodeResponse(audio=chunk, peak=peak)
+            await self.between()
 
     async def Encode(
         self, request_iterator: AsyncIterator[EncodeRequest], context: Context
@@ -304,13 +302,14 @@ class Deployment:
     servers: dict[str, Server]
     assets: Assets
     uploads: Admission
+    studio: Studio
 
 
 Deploy = Callable[..., AbstractAsyncContextManager[Deployment]]
 
 
 @pytest.fixture
-def deploy() -> Deploy:
+def deploy(tmp_path: Path) -> Deploy:
     """Start a gateway before stages; a stage that is not given is Steady."""
 
     @asynccontextmanager
@@ -320,6 +319,8 @@ def deploy() -> Deploy:
         max_duration_s: float = 600.0,
         stall_timeout_s: float = 60.0,
         asset_limit_bytes: int = 64 << 20,
+        max_listeners: int = 64,
+        keep_s: float = 3600.0,
     ) -> AsyncGenerator[Deployment, None]:
         by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
         servers = {name: serve_stage(stage, max_duration_s=max_duration_s) for name, stage in by_name.items()}
@@ -329,14 +330,29 @@ def deploy() -> Deploy:
         gateway_stages = Stages(Targets(lm=ports["lm"], dit=ports["dit"], vae=ports["vae"]))
         assets, uploads = Assets(asset_limit_bytes), Admission("uploads", limit=2)
         admission = Admission("songs", limit=max_songs)
-        services = offer(gateway_stages, admission, assets, uploads, stall_timeout_s=stall_timeout_s)
+        store = Store(tmp_path / "songs", limit_bytes=64 << 20)
+        tapes = Tapes(tmp_path / "tapes", limit_bytes=64 << 20)
+        studio = Studio(gateway_stages, admission, assets, store, tapes, keep_s=keep_s)
+        await studio.open()
+        services = offer(
+            studio,
+            gateway_stages,
+            assets,
+            songs=admission,
+            listeners=Admission("listeners", limit=max_listeners),
+            uploads=uploads,
+            stall_timeout_s=stall_timeout_s,
+        )
         gateway = Server(services, warm_up=warm_up)
         await gateway.start()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
-                yield Deployment(channel=channel, stages=by_name, servers=servers, assets=assets, uploads=uploads)
+                yield Deployment(
+                    channel=channel, stages=by_name, servers=servers, assets=assets, uploads=uploads, studio=studio
+                )
         finally:
             await gateway.stop()
+            await studio.close()
             await gateway_stages.close()
             for server in servers.values():
                 await server.stop()

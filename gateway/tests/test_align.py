@@ -12,7 +12,7 @@ from soundstage.music.v1.song_service_pb2 import AlignLyricsRequest, GenerateSon
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.stage.v1.dit_service_pb2 import AlignRequest, AlignResponse
 from soundstage.type.v1.score_pb2 import LyricLine, SongMetadata
-from soundstage_gateway.lyrics import Finished, SongUnknownError, write_lrc
+from soundstage_gateway.lyrics import write_lrc
 from soundstage_runtime.call import SONG_KEY
 from soundstage_runtime.errors import read_details
 
@@ -66,7 +66,7 @@ async def test_a_song_that_is_not_known_is_refused(deploy: Deploy, song: str | N
             )
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert read_details(caught.value).reason == "SONG_UNKNOWN"
-    assert f"variant {variant}" in (caught.value.details() or "")
+    assert ("no finished variant 1" if song is None else f"song is '{song}'") in (caught.value.details() or "")
 
 
 async def test_a_song_that_the_stage_has_forgotten_is_said_to_be(deploy: Deploy) -> None:
@@ -85,15 +85,6 @@ async def test_cancelling_cancels_the_stage(deploy: Deploy) -> None:
         await asyncio.wait_for(deaf.begun.wait(), timeout=5)
         call.cancel()
         await asyncio.wait_for(deaf.cancelled.wait(), timeout=5)
-
-
-def test_the_oldest_songs_are_forgotten() -> None:
-    finished = Finished(max_songs=2)
-    for number in range(3):
-        finished.note("songs/a", number, f"handle-{number}")
-    assert [finished.find("songs/a", number) for number in (1, 2)] == ["handle-1", "handle-2"]
-    with pytest.raises(SongUnknownError, match="no finished variant 0"):
-        finished.find("songs/a", 0)
 
 
 @pytest.mark.parametrize(

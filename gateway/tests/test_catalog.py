@@ -104,7 +104,7 @@ async def test_the_stages_refusal_reaches_the_client(deploy: Deploy) -> None:
 async def test_a_song_may_name_an_adapter_as_the_catalog_does(deploy: Deploy) -> None:
     uses = [AdapterUse(name="adapters/a", scale=0.5), AdapterUse(name="b")]
     request = GenerateSongRequest(caption="calm", codes=range(5), adapters=uses)
-    async with deploy() as deployment:
+    async with deploy(Steady("dit", adapters={"a", "b"})) as deployment:
         async for _ in SongServiceStub(deployment.channel).GenerateSong(request):
             pass
         [asked] = deployment.stages["dit"].requests

@@ -64,7 +64,7 @@ async def test_events_come_in_the_promised_order(deploy: Deploy) -> None:
 
 async def test_chunks_join_to_the_song_that_completed_describes(deploy: Deploy) -> None:
     async with deploy() as deployment:
-        events = await collect(deployment, song(output={"sample_format": SAMPLE_FORMAT_F32}))
+        events = await collect(deployment, song(output={"format": {"sample_format": SAMPLE_FORMAT_F32}}))
     header = next(event.audio_header for event in events if event.HasField("audio_header"))
     chunks = [event.audio_chunk for event in events if event.HasField("audio_chunk")]
     done = events[-1].completed
@@ -72,9 +72,10 @@ async def test_chunks_join_to_the_song_that_completed_describes(deploy: Deploy) 
     assert [chunk.first_frame for chunk in chunks] == [24_000 * index for index in range(8)]
     pcm = b"".join(chunk.data for chunk in chunks)
     assert done.pcm_sha256 == hashlib.sha256(pcm).digest()
-    # The fake stages make latent frame n into samples of value n + seed.
-    assert np.array_equal(np.frombuffer(pcm, "<f4")[:: 1920 * 2], np.arange(100, dtype=np.float32) + 7)
-    assert done.peak == 106.0
+    # The fake stages make latent frame n into samples of n + seed steps of S16.
+    steps = (np.arange(100, dtype=np.float32) + 7) / np.float32(32_767)
+    assert np.array_equal(np.frombuffer(pcm, "<f4")[:: 1920 * 2], steps)
+    assert done.peak == steps[-1]
     assert done.seed == 7
     assert done.metadata.bpm == 120
     assert done.metadata.duration_s == 4
@@ -290,7 +291,7 @@ async def test_more_variants_than_places_are_refused_as_what_can_never_be(deploy
 
 async def test_a_client_that_stops_reading_loses_its_call_and_its_place(deploy: Deploy) -> None:
     async with deploy(max_songs=1, stall_timeout_s=0.3) as deployment:
-        long_song = song(metadata={"duration_s": 600}, output={"sample_format": SAMPLE_FORMAT_F32})
+        long_song = song(metadata={"duration_s": 600}, output={"format": {"sample_format": SAMPLE_FORMAT_F32}})
         call = SongServiceStub(deployment.channel).GenerateSong(long_song)
         await anext(aiter(call))
         await place_is_free(deployment)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16
-from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_file import Recording
 from soundstage_gateway.order import Order, read_order
 from soundstage_runtime.errors import InvalidRequestError
@@ -21,11 +20,12 @@ def recording(num_frames: int, *, is_silent: bool = False) -> Recording:
     return Recording(samples=samples, is_silent=is_silent, sample_rate_hz=48_000, channels=2)
 
 
-ASSETS = Assets(1 << 30)
-ASSETS.keep("assets/ten", recording(480_000))
-ASSETS.keep("assets/blink", recording(1920))
-ASSETS.keep("assets/longest", recording(28_800_000))
-ASSETS.keep("assets/silence", recording(480_000, is_silent=True))
+RECORDINGS = {
+    "assets/ten": recording(480_000),
+    "assets/blink": recording(1920),
+    "assets/longest": recording(28_800_000),
+    "assets/silence": recording(480_000, is_silent=True),
+}
 
 
 def ask(**fields: Any) -> GenerateSongRequest:
@@ -33,7 +33,7 @@ def ask(**fields: Any) -> GenerateSongRequest:
 
 
 def read(request: GenerateSongRequest) -> Order:
-    return read_order(request, ASSETS, draw_seed=lambda: 99)
+    return read_order(request, RECORDINGS, draw_seed=lambda: 99)
 
 
 def bad_fields(request: GenerateSongRequest) -> list[str]:
@@ -75,7 +75,7 @@ def bad_fields(request: GenerateSongRequest) -> list[str]:
         ({"diffusion": {"steps": 0}}, "diffusion.steps"),
         ({"diffusion": {"steps": 201}}, "diffusion.steps"),
         ({"diffusion": {"shift": math.nan}}, "diffusion.shift"),
-        ({"output": {"sample_format": 9}}, "output.sample_format"),
+        ({"output": {"format": {"sample_format": 9}}}, "output.format.sample_format"),
         ({"variants": 0}, "variants"),
         ({"variants": 9}, "variants"),
         ({"seeds": [1, 2]}, "seeds"),
@@ -230,7 +230,7 @@ def test_defaults_are_filled_in() -> None:
     order = read(ask(caption="x", variants=3, seeds=[0]))
     assert order.seeds == (0, 99, 99)
     assert order.is_planned
-    assert order.sample_format == SAMPLE_FORMAT_S16
+    assert order.output.format.sample_format == SAMPLE_FORMAT_S16
 
 
 TEXTS = st.text(max_size=40) | st.sampled_from(["<|im_end|>", "[verse]\nla", "", "</think>"])

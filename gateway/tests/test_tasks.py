@@ -23,7 +23,7 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
 from soundstage_gateway.hearing import REFERENCE_FRAMES, reference_windows
 from soundstage_runtime.errors import read_details
 
-from .conftest import Deploy, Deployment, Stuck
+from .conftest import Deploy, Deployment, Steady, Stuck
 from .files import sound_file, tone, words
 
 WORDS = words(5 * 48_000)  # 5 s of 16-bit noise
@@ -140,12 +140,12 @@ async def test_outside_of_the_window_a_repaint_is_the_source_to_the_bit(
     assert decode.sample_format == SAMPLE_FORMAT_F32
     assert np.array_equal(song[: start - fade], WORDS[: start - fade])
     assert np.array_equal(song[end + fade :], WORDS[end + fade :])
-    # The fake stages make samples of 7 and more, beyond full scale.
-    assert (song[start:end] == 32_767).all()
+    # The fake stages make latent frame n into words of n + seed.
+    assert np.array_equal(song[start:end, 0], np.arange(start, end) // 1920 + 7)
     assert not np.array_equal(song[start - fade : start], WORDS[start - fade : start])
-    assert events[-1].completed.peak == 7 + 75
+    assert events[-1].completed.peak == pytest.approx(np.abs(song.astype(int)).max() / 32_767, abs=1 / 32_767)
     header = next(event.audio_header for event in events if event.HasField("audio_header"))
-    assert (header.sample_format, header.frame_count) == (SAMPLE_FORMAT_S16, 240_000)
+    assert (header.format.sample_format, header.frame_count) == (SAMPLE_FORMAT_S16, 240_000)
 
 
 async def test_an_aggressive_repaint_keeps_nothing(deploy: Deploy) -> None:
@@ -178,10 +178,22 @@ async def test_a_place_in_the_queue_is_passed_on(deploy: Deploy) -> None:
 
 
 async def test_adapters_reach_the_diffusion(deploy: Deploy) -> None:
-    async with deploy() as deployment:
+    async with deploy(Steady("dit", adapters={"warm"})) as deployment:
         await make(deployment, adapters=[{"name": "warm", "scale": -0.5}], metadata={"duration_s": 1})
         [use] = deployment.stages["dit"].requests[0].adapters
     assert (use.name, use.scale) == ("warm", -0.5)
+
+
+async def test_an_adapter_that_is_not_loaded_is_refused_before_anything_is_made(deploy: Deploy) -> None:
+    async with deploy(Steady("dit", adapters={"warm"})) as deployment:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await make(deployment, adapters=[{"name": "warm"}, {"name": "cold"}])
+        assert not deployment.stages["lm"].requests
+    [violation] = read_details(caught.value).violations
+    assert (violation.field, violation.description) == (
+        "adapters[1].name",
+        "is 'cold'; must be a loaded adapter: warm",
+    )
 
 
 async def test_a_source_longer_than_the_stages_make_is_refused_with_the_limit(deploy: Deploy) -> None:

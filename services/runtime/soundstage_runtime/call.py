@@ -53,6 +53,13 @@ def name_song(song: str) -> None:
     _enter(replace(call, song=song) if call else Call(request_id=uuid.uuid4().hex, song=song))
 
 
+def detach() -> None:
+    """Let what is begun from here on outlive the current call's deadline."""
+    call = _current.get()
+    if call is not None:
+        _enter(replace(call, deadline_s=None))
+
+
 def next_hop() -> Hop:
     """What to pass on: the ids, and the time left less a margin for the way back."""
     call = _current.get()

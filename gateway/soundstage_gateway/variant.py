@@ -1,19 +1,15 @@
-"""The life of one variant: plan, denoise, decode, each stage's answers turned into public events as they come."""
+"""A variant in the making: plan, denoise, each stage's answers turned into public events as they come."""
 
-import hashlib
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_DIT,
     STAGE_LM,
     STAGE_VAE,
-    Completed,
     GenerateSongResponse,
     Plan,
     PlannerOptions,
@@ -24,16 +20,12 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse, DenoiseSetup
 from soundstage.stage.v1.lm_service_pb2 import ComposePlan, ComposeRequest, ComposeResponse
-from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk, AudioHeader
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_gateway.hearing import REFERENCE_FRAMES, encode, reference_windows, shift
 from soundstage_gateway.order import Order
 from soundstage_gateway.stages import Stages, ask
-from soundstage_runtime.pcm import from_bytes, to_bytes
 from soundstage_runtime.score import (
-    CHANNELS,
     CODE_RATE_HZ,
     LATENTS_PER_CODE,
     REFERENCE_LATENTS,
@@ -50,38 +42,30 @@ class Heard:
     took_s: float = 0.0
 
 
-class Song:
-    """One variant in the making. `events` may be iterated once; closing it cancels the stage at work.
+class Variant:
+    """One variant. `events` may be iterated once; closing it cancels the stage at work.
 
-    `handle` is what the diffusion stage calls the song once it is denoised, empty before.
+    When it has ended, `latents` are the master tape, and `handle` is what the diffusion stage calls the song.
     """
 
     def __init__(
-        self,
-        name: str,
-        order: Order,
-        seed: int,
-        *,
-        source: Heard,
-        stages: Stages,
-        fingerprints: Mapping[Stage.ValueType, str],
+        self, order: Order, seed: int, *, source: Heard, stages: Stages, fingerprints: Mapping[Stage.ValueType, str]
     ) -> None:
+        self.seed = seed
         self.handle = ""
-        self._name = name
+        self.latents: list[LatentChunk] = []
+        self.timings: list[StageTiming] = []
+        self.metadata = order.metadata
         self._order = order
-        self._seed = seed
         self._source = source
         self._stages = stages
         self._fingerprints = fingerprints
         self._caption = order.caption
-        self._metadata = order.metadata
         self._codes = list(order.codes)
-        self._latents: list[LatentChunk] = []
-        self._timings: list[StageTiming] = []
 
     async def events(self) -> AsyncGenerator[GenerateSongResponse, None]:
-        """Yield plan, progress, header, chunks and completed; raises ServiceError."""
-        for stage in (self._plan, self._denoise, self._decode):
+        """Yield plan, queued and progress; raises ServiceError."""
+        for stage in (self._plan, self._denoise):
             async with aclosing(stage()) as events:
                 async for event in events:
                     yield event
@@ -90,19 +74,19 @@ class Song:
         order = self._order
         if not order.is_planned:
             if order.codes:
-                self._metadata = SongMetadata()
-                self._metadata.CopyFrom(order.metadata)
-                self._metadata.duration_s = len(order.codes) / CODE_RATE_HZ
-            yield GenerateSongResponse(plan=Plan(metadata=self._metadata, code_count=len(order.codes)))
+                self.metadata = SongMetadata()
+                self.metadata.CopyFrom(order.metadata)
+                self.metadata.duration_s = len(order.codes) / CODE_RATE_HZ
+            yield GenerateSongResponse(plan=Plan(metadata=self.metadata, code_count=len(order.codes)))
             return
-        request = compose_request(order, order.planner, seed=self._seed, model_fingerprint=self._fingerprints[STAGE_LM])
+        request = compose_request(order, order.planner, seed=self.seed, model_fingerprint=self._fingerprints[STAGE_LM])
         started_s = time.monotonic()
         code_count = 0
         async with aclosing(ask(STAGE_LM, self._stages.lm.Compose, request, ComposeResponse)) as responses:
             async for response in responses:
                 if response.HasField("plan"):
                     plan = public_plan(response.plan)
-                    self._metadata, code_count = plan.metadata, plan.code_count
+                    self.metadata, code_count = plan.metadata, plan.code_count
                     self._caption = plan.caption or order.caption
                     yield GenerateSongResponse(plan=plan)
                 elif response.HasField("codes"):
@@ -115,7 +99,7 @@ class Song:
         started_s = time.monotonic()
         latents: list[LatentChunk] = []
         for index, reference in enumerate(self._order.references):
-            windows = reference_windows(reference, seed=self._seed + (index << 32))
+            windows = reference_windows(reference, seed=self.seed + (index << 32))
             fingerprint = self._fingerprints[STAGE_VAE]
             heard = await encode(self._stages, windows, REFERENCE_FRAMES, model_fingerprint=fingerprint)
             latents += shift(heard, index * REFERENCE_LATENTS)
@@ -129,14 +113,14 @@ class Song:
         elif self._order.source:
             latent_frames = self._order.source.num_frames // SAMPLES_PER_LATENT
         else:
-            latent_frames = round(self._metadata.duration_s * SAMPLE_RATE_HZ) // SAMPLES_PER_LATENT
+            latent_frames = round(self.metadata.duration_s * SAMPLE_RATE_HZ) // SAMPLES_PER_LATENT
         setup = DenoiseSetup(
             caption=self._caption,
             lyrics=self._order.lyrics,
-            metadata=self._metadata,
+            metadata=self.metadata,
             codes=self._codes,
             latent_frames=latent_frames,
-            seed=self._seed,
+            seed=self.seed,
             options=self._order.diffusion,
             model_fingerprint=self._fingerprints[STAGE_DIT],
             task=self._order.task,
@@ -156,7 +140,7 @@ class Song:
                 elif response.HasField("progress"):
                     yield _progress(STAGE_DIT, response.progress.step, response.progress.steps)
                 elif response.HasField("latents"):
-                    self._latents.append(response.latents)
+                    self.latents.append(response.latents)
                 elif response.HasField("done"):
                     self.handle = response.done.handle
         self._note_time(STAGE_DIT, started_s)
@@ -170,66 +154,8 @@ class Song:
         for chunk in references:
             yield DenoiseRequest(reference=chunk)
 
-    async def _decode(self) -> AsyncGenerator[GenerateSongResponse, None]:
-        latent_frames = sum(chunk.tensor.shape[0] for chunk in self._latents)
-        sample_format = self._order.sample_format
-        yield GenerateSongResponse(
-            audio_header=AudioHeader(
-                sample_format=sample_format,
-                sample_rate_hz=SAMPLE_RATE_HZ,
-                channels=CHANNELS,
-                frame_count=latent_frames * SAMPLES_PER_LATENT,
-            )
-        )
-        started_s = time.monotonic()
-        digest, peak, frame_count = hashlib.sha256(), 0.0, 0
-        requests = self._decode_requests(latent_frames)
-        async with aclosing(ask(STAGE_VAE, self._stages.vae.Decode, requests, DecodeResponse)) as responses:
-            async for response in responses:
-                audio, loudest = (
-                    self._spliced(response.audio) if self._order.splice else (response.audio, response.peak)
-                )
-                yield GenerateSongResponse(audio_chunk=audio)
-                digest.update(audio.data)
-                peak = max(peak, loudest)
-                frame_count += audio.frame_count
-        self._note_time(STAGE_VAE, started_s)
-        metadata = SongMetadata()
-        metadata.CopyFrom(self._metadata)
-        metadata.duration_s = frame_count / SAMPLE_RATE_HZ
-        yield GenerateSongResponse(
-            completed=Completed(
-                song=self._name,
-                seed=self._seed,
-                metadata=metadata,
-                timings=self._timings,
-                frame_count=frame_count,
-                pcm_sha256=digest.digest(),
-                peak=peak,
-            )
-        )
-
-    async def _decode_requests(self, latent_frames: int) -> AsyncGenerator[DecodeRequest, None]:
-        yield DecodeRequest(
-            setup=DecodeSetup(
-                latent_frames=latent_frames,
-                sample_format=SAMPLE_FORMAT_F32 if self._order.splice else self._order.sample_format,
-                model_fingerprint=self._fingerprints[STAGE_VAE],
-            )
-        )
-        for chunk in self._latents:
-            yield DecodeRequest(latents=chunk)
-
-    def _spliced(self, audio: AudioChunk) -> tuple[AudioChunk, float]:
-        """Splice the source into a chunk in F32; return it in the order's own format, and its peak."""
-        assert self._order.splice is not None
-        samples = self._order.splice.apply(from_bytes(audio.data, SAMPLE_FORMAT_F32), audio.first_frame)
-        data = to_bytes(samples, self._order.sample_format)
-        chunk = AudioChunk(first_frame=audio.first_frame, frame_count=len(samples), data=data)
-        return chunk, float(np.abs(samples).max())
-
     def _note_time(self, stage: Stage.ValueType, started_s: float) -> None:
-        self._timings.append(
+        self.timings.append(
             StageTiming(
                 stage=stage, duration_s=time.monotonic() - started_s, model_fingerprint=self._fingerprints[stage]
             )

@@ -1,0 +1,230 @@
+"""Songs on disk: a row for each in a database, and a folder for what is large."""
+
+import asyncio
+import io
+import json
+import shutil
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
+from sqlalchemy import LargeBinary, delete, func, select, update
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from soundstage.music.v1.song_service_pb2 import SONG_STATE_RUNNING, GenerateSongResponse, Song
+from soundstage.type.v1.tensor_pb2 import Tensor
+from soundstage_gateway.splice import Splice
+
+PREFIX: Final = "songs/"
+
+
+@dataclass(slots=True, kw_only=True)
+class KeptSong:
+    """A song and what the gateway notes beside it.
+
+    `song` is what clients see; `handles` and `peaks` (of the whole decoded song, once it is known) have one entry for
+    each variant. `model_fingerprint` is the codec that its latents are for. A detached song does not end with a call.
+    """
+
+    song: Song
+    request_id: str | None = None
+    is_detached: bool = False
+    model_fingerprint: str = ""
+    events: list[GenerateSongResponse] = field(default_factory=list[GenerateSongResponse])
+    handles: list[str] = field(default_factory=list[str])
+    peaks: list[float | None] = field(default_factory=list["float | None"])
+
+    @property
+    def name(self) -> str:
+        """Its name, "songs/{id}"."""
+        return self.song.name
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _whole(
+    operation: "Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]",
+) -> "Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]":
+    """Let an operation end though its caller is cancelled: the driver would lose the connection."""
+
+    @wraps(operation)
+    async def run(store: "Store", *args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.create_task(operation(store, *args, **kwargs))
+        store.operations.add(task)
+        task.add_done_callback(store.operations.discard)
+        return await asyncio.shield(task)
+
+    return run
+
+
+class _Rows(DeclarativeBase):
+    pass
+
+
+class _Row(_Rows):
+    __tablename__ = "songs"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    request_id: Mapped[str | None] = mapped_column(unique=True)
+    is_running: Mapped[bool]
+    is_detached: Mapped[bool]
+    expire_time_s: Mapped[float] = mapped_column(index=True)
+    size_bytes: Mapped[int]
+    song: Mapped[bytes] = mapped_column(LargeBinary)
+    events: Mapped[bytes] = mapped_column(LargeBinary)
+    notes: Mapped[str]
+
+
+class Store:
+    """Songs by name, in a SQLite database below `folder`, or in the one that `url` names."""
+
+    def __init__(self, folder: Path, *, limit_bytes: int, url: str | None = None) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._engine = create_async_engine(url or f"sqlite+aiosqlite:///{folder / 'songs.sqlite'}")
+        self._session = async_sessionmaker(self._engine, expire_on_commit=False)
+        self.operations: set[asyncio.Task[Any]] = set()
+
+    async def open(self) -> None:
+        """Make what is missing."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        async with self._engine.begin() as connection:
+            await connection.run_sync(_Rows.metadata.create_all)
+
+    async def close(self) -> None:
+        """Let the database go, when what is begun has ended."""
+        await asyncio.gather(*self.operations, return_exceptions=True)
+        await self._engine.dispose()
+
+    @_whole
+    async def add(self, kept: KeptSong) -> None:
+        """Write a new song down."""
+        self._folder_of(kept.name).mkdir(parents=True)
+        row = _Row(name=kept.name, request_id=kept.request_id, is_detached=kept.is_detached, **self._columns(kept))
+        async with self._session.begin() as session:
+            session.add(row)
+
+    @_whole
+    async def update(self, kept: KeptSong) -> None:
+        """Write down what has become of a song; nothing happens when it is not kept any more."""
+        async with self._session.begin() as session:
+            await session.execute(update(_Row).where(_Row.name == kept.name).values(**self._columns(kept)))
+
+    async def find(self, name: str) -> KeptSong | None:
+        """Return a song; None when it is not, or no longer, kept."""
+        return await self._find(_Row.name == name)
+
+    async def find_request(self, request_id: str) -> KeptSong | None:
+        """Return the song that a request made."""
+        return await self._find(_Row.request_id == request_id)
+
+    @_whole
+    async def page(self, size: int, *, before: int | None) -> tuple[list[KeptSong], int | None]:
+        """Return up to `size` songs, the newest first, and what to give as `before` for the next; None at the end."""
+        query = select(_Row).order_by(_Row.number.desc()).limit(size + 1)
+        async with self._session() as session:
+            rows = (await session.scalars(query if before is None else query.where(_Row.number < before))).all()
+        return [_read(row) for row in rows[:size]], rows[size - 1].number if len(rows) > size else None
+
+    @_whole
+    async def running(self) -> list[KeptSong]:
+        """Return the songs that a process has begun and not ended, the oldest first."""
+        async with self._session() as session:
+            rows = (await session.scalars(select(_Row).where(_Row.is_running).order_by(_Row.number))).all()
+        return [_read(row) for row in rows]
+
+    @_whole
+    async def remove(self, name: str) -> None:
+        """Forget a song and its files."""
+        async with self._session.begin() as session:
+            await session.execute(delete(_Row).where(_Row.name == name))
+        shutil.rmtree(self._folder_of(name), ignore_errors=True)
+
+    @_whole
+    async def sweep(self, now_s: float) -> list[str]:
+        """Forget what has expired, then the oldest until the rest fits; return their names. Running songs stay."""
+        done = select(_Row.name, _Row.size_bytes).where(_Row.is_running.is_(False))
+        async with self._session() as session:
+            gone = list((await session.scalars(done.where(_Row.expire_time_s <= now_s))).all())
+            size_bytes = (await session.scalar(select(func.sum(_Row.size_bytes)))) or 0
+            for name, taken_bytes in (await session.execute(done.order_by(_Row.number))).all():
+                if name in gone:
+                    size_bytes -= taken_bytes
+                elif size_bytes > self._limit_bytes:
+                    gone.append(name)
+                    size_bytes -= taken_bytes
+        for name in gone:
+            await self.remove(name)
+        return gone
+
+    def write_latents(self, name: str, variant: int, latents: Tensor) -> None:
+        """Keep a variant's master tape."""
+        self._latents_file(name, variant).write_bytes(latents.SerializeToString())
+
+    def read_latents(self, name: str, variant: int) -> Tensor:
+        """Return a variant's master tape."""
+        return Tensor.FromString(self._latents_file(name, variant).read_bytes())
+
+    def write_splice(self, name: str, splice: Splice) -> None:
+        """Keep what of a source goes into a song."""
+        splice.write(self._folder_of(name))
+
+    def read_splice(self, name: str) -> Splice | None:
+        """Return what of a source goes into a song; None where nothing does."""
+        return Splice.read(self._folder_of(name))
+
+    def _latents_file(self, name: str, variant: int) -> Path:
+        return self._folder_of(name) / f"{variant}.latents"
+
+    def _folder_of(self, name: str) -> Path:
+        return self._folder / name
+
+    @_whole
+    async def _find(self, condition: object) -> KeptSong | None:
+        async with self._session() as session:
+            row = await session.scalar(select(_Row).where(condition))  # pyright: ignore[reportArgumentType]
+        return _read(row) if row else None
+
+    def _columns(self, kept: KeptSong) -> dict[str, object]:
+        files = self._folder_of(kept.name).glob("*")
+        notes = {"model_fingerprint": kept.model_fingerprint, "handles": kept.handles, "peaks": kept.peaks}
+        return {
+            "is_running": kept.song.state == SONG_STATE_RUNNING,
+            "expire_time_s": kept.song.expire_time.ToMilliseconds() / 1000,
+            "size_bytes": sum(file.stat().st_size for file in files),
+            "song": kept.song.SerializeToString(),
+            "events": _join(kept.events),
+            "notes": json.dumps(notes),
+        }
+
+
+def _read(row: _Row) -> KeptSong:
+    return KeptSong(
+        song=Song.FromString(row.song),
+        request_id=row.request_id,
+        is_detached=row.is_detached,
+        events=_split(row.events),
+        **json.loads(row.notes),
+    )
+
+
+def _join(events: Sequence[GenerateSongResponse]) -> bytes:
+    out = io.BytesIO()
+    for event in events:
+        serialize_length_prefixed(event, out)
+    return out.getvalue()
+
+
+def _split(data: bytes) -> list[GenerateSongResponse]:
+    file = io.BytesIO(data)
+    events: list[GenerateSongResponse] = []
+    while file.tell() < len(data):
+        events.append(parse_length_prefixed(GenerateSongResponse, file))
+    return events

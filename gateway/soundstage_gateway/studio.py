@@ -1,0 +1,468 @@
+"""The studio: songs in the making, and those that are done."""
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Final
+
+import grpc
+import numpy as np
+import structlog
+
+from soundstage.music.v1.song_service_pb2 import (
+    SONG_STATE_CANCELLED,
+    SONG_STATE_COMPLETED,
+    SONG_STATE_FAILED,
+    SONG_STATE_RUNNING,
+    STAGE_DIT,
+    STAGE_LM,
+    STAGE_VAE,
+    Accepted,
+    Completed,
+    GenerateSongRequest,
+    GenerateSongResponse,
+    Song,
+    SongError,
+    SongVariant,
+    Stage,
+)
+from soundstage.stage.v1 import dit_service_pb2 as dit
+from soundstage.stage.v1.stage_service_pb2 import StageModel
+from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
+from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32, Tensor
+from soundstage_gateway.assets import Assets
+from soundstage_gateway.audio_file import Recording, Samples
+from soundstage_gateway.hearing import encode
+from soundstage_gateway.log import Log
+from soundstage_gateway.order import MAX_VARIANTS, Order, read_order
+from soundstage_gateway.stages import Stages, ask, ask_once
+from soundstage_gateway.store import PREFIX, KeptSong, Store
+from soundstage_gateway.tape import Tape, Tapes
+from soundstage_gateway.variant import Heard, Variant
+from soundstage_runtime.admission import Admission
+from soundstage_runtime.call import detach, name_song
+from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.pcm import FRAMES_PER_CHUNK, from_bytes
+from soundstage_runtime.score import LATENT_CHANNELS, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+from soundstage_runtime.tensors import from_proto, latent_chunks
+from soundstage_runtime.validation import Checks
+
+_log = structlog.get_logger()
+
+MODELS: Final = "models/dit/"
+_SWEEP_S: Final = 60.0
+
+
+class SongUnknownError(ServiceError):
+    """There is no such song, or it is not kept any more."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "SONG_UNKNOWN"
+
+
+class SongCancelledError(ServiceError):
+    """The song was cancelled."""
+
+    code = grpc.StatusCode.CANCELLED
+    reason = "SONG_CANCELLED"
+
+
+class SongFailedError(ServiceError):
+    """The song failed a while ago."""
+
+    reason = "SONG_FAILED"
+
+
+@dataclass(slots=True, kw_only=True)
+class Making:
+    """A song in the making."""
+
+    kept: KeptSong
+    order: Order
+    fingerprints: Mapping[Stage.ValueType, str]
+    places: AsyncExitStack
+    log: Log = field(default_factory=Log)
+    work: asyncio.Task[None] = field(init=False)
+    end: asyncio.Task[None] = field(init=False)
+
+
+class Studio:
+    """Makes songs, `admission` of them at once, and keeps them for `keep_s`."""
+
+    def __init__(
+        self, stages: Stages, admission: Admission, assets: Assets, store: Store, tapes: Tapes, *, keep_s: float
+    ) -> None:
+        self._stages = stages
+        self._admission = admission
+        self._assets = assets
+        self._store = store
+        self._tapes = tapes
+        self._keep_s = keep_s
+        self._makings: dict[str, Making] = {}
+        self._sweeping: asyncio.Task[None] | None = None
+
+    @property
+    def max_variants(self) -> int:
+        """The most variants of one song: more than there are places could never be made."""
+        return min(MAX_VARIANTS, self._admission.limit)
+
+    async def open(self) -> None:
+        """Begin again what a process before this one has not ended."""
+        await self._store.open()
+        self._sweeping = asyncio.create_task(self._sweep())
+        for kept in await self._store.running():
+            await self._resume(kept)
+
+    async def close(self) -> None:
+        """Stop all songs; those that are detached are begun again when the studio opens again."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for making in list(self._makings.values()):
+            await self._stop(making, for_good=not making.kept.is_detached)
+        self._tapes.close()
+        await self._store.close()
+
+    async def begin(
+        self, request: GenerateSongRequest, *, request_id: str | None = None, is_detached: bool = False
+    ) -> Making:
+        """Accept a song and begin it; raises ServiceError, InvalidRequestError naming every bad field."""
+        order = read_order(
+            request,
+            await self._find_recordings(request),
+            draw_seed=lambda: secrets.randbits(32),
+            max_variants=self.max_variants,
+        )
+        name = f"{PREFIX}{uuid.uuid4().hex}"
+        song = Song(name=name, state=SONG_STATE_RUNNING, variants=[SongVariant(seed=seed) for seed in order.seeds])
+        song.request.CopyFrom(request)
+        song.request.seeds[:] = order.seeds
+        song.create_time.GetCurrentTime()
+        song.expire_time.FromNanoseconds(song.create_time.ToNanoseconds() + round(self._keep_s * 1e9))
+        kept = KeptSong(song=song, request_id=request_id, is_detached=is_detached)
+        async with AsyncExitStack() as places:
+            await places.enter_async_context(self._admission.enter(len(order.seeds)))
+            fingerprints = await self._choose_models(order)
+            kept.model_fingerprint = fingerprints[STAGE_VAE]
+            await self._store.add(kept)
+            if order.splice:
+                await asyncio.to_thread(self._store.write_splice, name, order.splice)
+            return self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places.pop_all()))
+
+    async def find(self, name: str) -> KeptSong:
+        """Return a song; raises SongUnknownError."""
+        making = self._makings.get(name)
+        kept = making.kept if making else await self._store.find(name)
+        if kept is None:
+            raise SongUnknownError(
+                f"song is {name[:64]!r}, which is not kept here, or no longer; "
+                "give a name from `accepted` or from ListSongs"
+            )
+        return kept
+
+    async def find_request(self, request_id: str) -> KeptSong | None:
+        """Return the song that a request has begun before; None when it has not."""
+        kept = await self._store.find_request(request_id)
+        return await self.find(kept.name) if kept else None
+
+    async def page(self, size: int, *, before: int | None) -> tuple[list[KeptSong], int | None]:
+        """Return a page of songs as Store.page does."""
+        page, last = await self._store.page(size, before=before)
+        return [self._makings[kept.name].kept if kept.name in self._makings else kept for kept in page], last
+
+    async def watch(self, name: str, *, after: int | None = None) -> AsyncGenerator[GenerateSongResponse, None]:
+        """Yield a song's events but its audio; raises ServiceError, at the end the song's own."""
+        kept = await self.find(name)
+        async with aclosing(self._log_of(kept).follow(after)) as events:
+            async for event in events:
+                yield event
+
+    async def cancel(self, name: str) -> KeptSong:
+        """Stop a song, if it is still made, and return what is left of it; raises SongUnknownError."""
+        kept = await self.find(name)
+        if name in self._makings:
+            await self.stop(self._makings[name])
+        return kept
+
+    async def stop(self, making: Making) -> None:
+        """Stop a song that is still made."""
+        if making.kept.name in self._makings:
+            await self._stop(making, for_good=True)
+
+    async def delete(self, name: str) -> None:
+        """Stop a song and forget it; raises SongUnknownError."""
+        await self.cancel(name)
+        self._tapes.remove(name)
+        await self._store.remove(name)
+
+    async def tape(self, name: str, variant: int) -> Tape:
+        """Return a variant's tape as soon as it can be played; raises ServiceError."""
+        kept = await self.find(name)
+        if variant >= len(kept.song.variants):
+            checks = Checks()
+            checks.refuse("variant", f"is {variant}; {name} has variants 0 to {len(kept.song.variants) - 1}")
+            checks.finish()
+        if not kept.song.variants[variant].frame_count:
+            async with aclosing(self.watch(name)) as events:
+                async for event in events:
+                    if event.HasField("completed") and event.variant == variant:
+                        break
+        latents = await asyncio.to_thread(self._store.read_latents, name, variant)
+        splice = self._store.read_splice(name)
+
+        def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
+            return _decode(self._stages, latents, kept.model_fingerprint, start, stop)
+
+        async def decode_spliced(start: int, stop: int) -> AsyncGenerator[Samples, None]:
+            assert splice is not None
+            async with aclosing(decode(start, stop)) as pieces:
+                async for piece in pieces:
+                    yield splice.apply(piece, start)
+                    start += len(piece)
+
+        num_frames = latents.shape[0] * SAMPLES_PER_LATENT
+        return self._tapes.open(name, variant, num_frames, decode_spliced if splice else decode)
+
+    async def find_peak(self, name: str, variant: int, tape: Tape) -> float:
+        """Return the peak of a whole variant, and note it for the next time; raises ServiceError."""
+        kept = await self.find(name)
+        peak = kept.peaks[variant]
+        if peak is None:
+            peak = kept.peaks[variant] = await tape.find_peak()
+            await self._store.update(kept)
+        return peak
+
+    async def _choose_models(self, order: Order) -> dict[Stage.ValueType, str]:
+        """Ask the stages what they are, and choose; raises what speaks against the order."""
+        needed = (STAGE_LM, STAGE_DIT, STAGE_VAE) if order.is_planned else (STAGE_DIT, STAGE_VAE)
+        found = dict(zip(needed, await asyncio.gather(*map(self._stages.describe, needed)), strict=True))
+        checks = Checks()
+        _check_length(checks, order, max_duration_s=min(stage.max_duration_s for stage in found.values()))
+        fingerprints = {stage: card.models[0].model_fingerprint for stage, card in found.items()}
+        if order.model:
+            fingerprints[STAGE_DIT] = _choose_model(checks, order.model, found[STAGE_DIT].models)
+        if order.adapters:
+            answer = await ask_once(STAGE_DIT, self._stages.dit.ListAdapters, dit.ListAdaptersRequest())
+            loaded = {adapter.name for adapter in answer.adapters}
+            for index, use in enumerate(order.adapters):
+                if use.name not in loaded:
+                    known = ", ".join(sorted(loaded)) or "none is loaded"
+                    checks.refuse(f"adapters[{index}].name", f"is {use.name!r}; must be a loaded adapter: {known}")
+        checks.finish()
+        return fingerprints
+
+    def _start(self, making: Making) -> Making:
+        name_song(making.kept.name)
+        if making.kept.is_detached:
+            detach()
+        self._makings[making.kept.name] = making
+        making.kept.handles = [""] * len(making.order.seeds)
+        making.kept.peaks = [None] * len(making.order.seeds)
+        accepted = Accepted(song=making.kept.name, seeds=making.order.seeds, songs_in_flight=self._admission.in_flight)
+        making.log.append(GenerateSongResponse(accepted=accepted))
+        making.work = asyncio.create_task(self._make(making))
+        making.end = asyncio.create_task(self._conclude(making))
+        return making
+
+    async def _resume(self, kept: KeptSong) -> None:
+        """Begin a song of an earlier process again, with its seeds; what cannot be is failed."""
+        if not kept.is_detached:
+            kept.song.state = SONG_STATE_CANCELLED
+            await self._store.update(kept)
+            return
+        try:
+            async with AsyncExitStack() as places:
+                order = read_order(
+                    kept.song.request,
+                    await self._find_recordings(kept.song.request),
+                    draw_seed=lambda: 0,
+                    max_variants=self.max_variants,
+                )
+                await places.enter_async_context(self._admission.enter(len(order.seeds)))
+                fingerprints = await self._choose_models(order)
+                self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places.pop_all()))
+        except ServiceError as error:
+            kept.song.state = SONG_STATE_FAILED
+            kept.song.error.CopyFrom(_write_error(error))
+            await self._store.update(kept)
+
+    async def _make(self, making: Making) -> None:
+        """Run the variants side by side; the first error ends them all."""
+        started_s = time.monotonic()
+        async with making.places:
+            source = await self._hear_source(making.order, making.fingerprints[STAGE_VAE])
+            async with asyncio.TaskGroup() as group:
+                for number in range(len(making.order.seeds)):
+                    group.create_task(self._make_variant(making, number, source))
+        # A place is likely to be free again after one song's share of the time all places take.
+        self._admission.retry_after_s = max(0.5, (time.monotonic() - started_s) / self._admission.limit)
+
+    async def _conclude(self, making: Making) -> None:
+        """Wait for a song's end, however it ends, and write it down."""
+        await asyncio.wait({making.work})
+        kept, error = making.kept, None
+        kept.events = making.log.events
+        if making.work.cancelled():
+            kept.song.state, error = SONG_STATE_CANCELLED, SongCancelledError("the song was cancelled")
+        elif failure := making.work.exception():
+            error = _first(failure)
+            kept.song.state = SONG_STATE_FAILED
+            kept.song.error.CopyFrom(_write_error(error))
+        else:
+            kept.song.state = SONG_STATE_COMPLETED
+        if self._makings.pop(kept.name, None):  # else it is stopped for now, and begun again later
+            await self._store.update(kept)
+        making.log.close(error)
+
+    async def _make_variant(self, making: Making, number: int, source: Heard) -> None:
+        order, kept = making.order, making.kept
+        variant = Variant(
+            order, order.seeds[number], source=source, stages=self._stages, fingerprints=making.fingerprints
+        )
+        card = kept.song.variants[number]
+        async with aclosing(variant.events()) as events:
+            async for event in events:
+                event.variant = number
+                if event.HasField("plan"):
+                    card.plan.CopyFrom(event.plan)
+                making.log.append(event)
+        first = variant.latents[0].tensor
+        num_latents = sum(chunk.tensor.shape[0] for chunk in variant.latents)
+        data = b"".join(chunk.tensor.data for chunk in variant.latents)
+        latents = Tensor(data_type=first.data_type, shape=[num_latents, LATENT_CHANNELS], data=data)
+        await asyncio.to_thread(self._store.write_latents, kept.name, number, latents)
+        kept.handles[number] = variant.handle
+        card.frame_count = num_latents * SAMPLES_PER_LATENT
+        card.timings.extend(variant.timings)
+        metadata = SongMetadata()
+        metadata.CopyFrom(variant.metadata)
+        metadata.duration_s = card.frame_count / SAMPLE_RATE_HZ
+        completed = Completed(
+            song=kept.name,
+            seed=variant.seed,
+            metadata=metadata,
+            timings=variant.timings,
+            frame_count=card.frame_count,
+        )
+        making.log.append(GenerateSongResponse(variant=number, completed=completed))
+
+    async def _stop(self, making: Making, *, for_good: bool) -> None:
+        """End a song's task and wait for it. A song that is not stopped for good stays as running in the store."""
+        if not for_good:
+            self._makings.pop(making.kept.name, None)
+        making.work.cancel()
+        await asyncio.wait({making.end})
+
+    def _log_of(self, kept: KeptSong) -> Log:
+        """Return the log that a song writes, or the one it has left."""
+        if kept.name in self._makings:
+            return self._makings[kept.name].log
+        log = Log()
+        log.events = kept.events
+        error = kept.song.error
+        if kept.song.state == SONG_STATE_FAILED:
+            failed = SongFailedError(error.message, metadata={"song_reason": error.reason})
+            failed.code = next(code for code in grpc.StatusCode if code.value[0] == error.code)
+            log.close(failed)
+        elif kept.song.state == SONG_STATE_CANCELLED:
+            log.close(SongCancelledError("the song was cancelled"))
+        else:
+            log.close()
+        return log
+
+    async def _find_recordings(self, request: GenerateSongRequest) -> dict[str, Recording]:
+        """Find what a request's source and references name: assets, and finished songs."""
+        found: dict[str, Recording] = {}
+        for name in {request.source, *request.references}:
+            recording = await self._hear_song(name) if name.startswith(PREFIX) else self._assets.find(name)
+            if recording is not None:
+                found[name] = recording
+        return found
+
+    async def _hear_song(self, name: str) -> Recording | None:
+        song, _, variant = name.partition("/variants/")
+        kept = await self.find(song)
+        number = int(variant or 0) if (variant or "0").isdecimal() else len(kept.song.variants)
+        if number >= len(kept.song.variants) or not kept.song.variants[number].frame_count:
+            return None
+        tape = await self.tape(song, number)
+        async with aclosing(tape.read(0, tape.num_frames)) as pieces:
+            samples = np.concatenate([piece async for piece in pieces])
+        return Recording(samples=samples, is_silent=not samples.any(), sample_rate_hz=SAMPLE_RATE_HZ, channels=2)
+
+    async def _hear_source(self, order: Order, model_fingerprint: str) -> Heard:
+        """Encode the source, once for all variants."""
+        canvas = order.source
+        if canvas is None or canvas.is_silent:
+            return Heard()
+        started_s = time.monotonic()
+        pieces = canvas.pieces(FRAMES_PER_CHUNK)
+        latents = await encode(self._stages, pieces, canvas.num_frames, model_fingerprint=model_fingerprint)
+        return Heard(latents=tuple(latents), took_s=time.monotonic() - started_s)
+
+    async def _sweep(self) -> None:
+        while True:
+            for name in await self._store.sweep(time.time()):
+                self._tapes.remove(name)
+                _log.info("song_forgotten", song=name)
+            await asyncio.sleep(_SWEEP_S)
+
+
+async def _decode(
+    stages: Stages, latents: Tensor, model_fingerprint: str, start: int, stop: int
+) -> AsyncGenerator[Samples, None]:
+    """Yield frames [start, stop) of latents [frames, 64] as samples [n, 2]; raises ServiceError."""
+
+    async def requests() -> AsyncGenerator[DecodeRequest, None]:
+        setup = DecodeSetup(
+            latent_frames=latents.shape[0],
+            sample_format=SAMPLE_FORMAT_F32,
+            model_fingerprint=model_fingerprint,
+            first_frame=start,
+            frame_count=stop - start,
+        )
+        yield DecodeRequest(setup=setup)
+        rows = from_proto(latents, "latents", shape=(None, LATENT_CHANNELS))
+        for chunk in latent_chunks(rows, DATA_TYPE_FLOAT32):
+            yield DecodeRequest(latents=chunk)
+
+    async with aclosing(ask(STAGE_VAE, stages.vae.Decode, requests(), DecodeResponse)) as responses:
+        async for response in responses:
+            yield from_bytes(response.audio.data, SAMPLE_FORMAT_F32)
+
+
+def _choose_model(checks: Checks, wanted: str, models: Sequence[StageModel]) -> str:
+    """Return the fingerprint of the model that is called `wanted`, by its name or its variant."""
+    for model in models:
+        if wanted in (f"{MODELS}{model.name}", model.variant):
+            return model.model_fingerprint
+    known = ", ".join(f"{MODELS}{model.name} ({model.variant})" for model in models)
+    checks.refuse("model", f"is {wanted[:80]!r}; must be one of {known}")
+    return ""
+
+
+def _check_length(checks: Checks, order: Order, *, max_duration_s: float) -> None:
+    """Refuse a song that is longer than the stages make."""
+    if order.source is None:
+        checks.metadata(order.metadata, max_duration_s=max_duration_s)
+    elif order.source.duration_s > max_duration_s:
+        checks.refuse("source", f"makes a song of {order.source.duration_s:g} s; at most {max_duration_s:g} s are made")
+
+
+def _write_error(error: ServiceError) -> SongError:
+    return SongError(code=int(error.code.value[0]), reason=error.reason, message=error.message)
+
+
+def _first(failure: BaseException) -> ServiceError:
+    """Return the error that a client is told; what is not meant for one goes to the log."""
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    if isinstance(failure, ServiceError):
+        return failure
+    _log.error("song_failed", exc_info=failure)
+    return ServiceError("an internal error; the server's log has it by request id")

@@ -1,0 +1,159 @@
+"""Tapes: decoded audio, kept on disk while there is room."""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from soundstage_gateway.audio_file import Samples
+from soundstage_runtime.pcm import FRAMES_PER_CHUNK
+from soundstage_runtime.score import CHANNELS, SAMPLE_RATE_HZ
+
+_FRAME_BYTES: Final = CHANNELS * 4
+_FAR_FRAMES: Final = 20 * SAMPLE_RATE_HZ
+
+Decode = Callable[[int, int], AsyncGenerator[Samples, None]]
+"""Decode frames [start, stop) of a song, as samples [n, 2]."""
+
+
+class Tape:
+    """A song's decoded audio. While somebody reads, it is decoded from where it was left, once for all readers.
+
+    `peak` is the largest absolute sample of the `num_ready` frames that are on disk.
+    """
+
+    def __init__(self, path: Path, num_frames: int, decode: Decode) -> None:
+        self.num_frames = num_frames
+        self.num_ready = 0
+        self.peak = 0.0
+        self._decode = decode
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        self._num_readers = 0
+        self._decoding: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is on disk."""
+        return self.num_ready == self.num_frames
+
+    @property
+    def is_read(self) -> bool:
+        """Whether anybody reads it now."""
+        return self._num_readers > 0
+
+    async def read(self, start: int, stop: int) -> AsyncGenerator[Samples, None]:
+        """Yield frames [start, stop) as samples [n, 2], at most half a second at once; raises ServiceError."""
+        if start > self.num_ready + _FAR_FRAMES:
+            # Nobody waits for what lies between: the codec can begin anywhere.
+            async with aclosing(self._decode(start, stop)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        with self._reading():
+            while start < stop:
+                await self._wait_for(start)
+                end = min(stop, self.num_ready, start + FRAMES_PER_CHUNK)
+                yield self._load(start, end)
+                start = end
+
+    async def find_peak(self) -> float:
+        """Return the peak of the whole song, and decode it for that if need be; raises ServiceError."""
+        with self._reading():
+            await self._wait_for(self.num_frames - 1)
+        return self.peak
+
+    def overview(self, num_bins: int) -> Samples:
+        """Return the lowest and highest sample [bins, 2] of what is on disk; the song has `num_bins` bins."""
+        edges = np.linspace(0, self.num_frames, num_bins + 1).astype(int)
+        pairs = [(start, end) for start, end in pairwise(edges) if end <= self.num_ready]
+        bins = [self._load(start, max(end, start + 1)) for start, end in pairs]
+        return np.array([(piece.min(), piece.max()) for piece in bins], np.float32).reshape(-1, 2)
+
+    def close(self) -> None:
+        """Forget it; nobody may be reading it."""
+        os.close(self._file)
+        self._path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _reading(self) -> Generator[None, None, None]:
+        self._num_readers += 1
+        try:
+            yield
+        finally:
+            self._num_readers -= 1
+            if not self._num_readers and self._decoding is not None:
+                self._decoding.cancel()
+                self._decoding = None
+
+    async def _wait_for(self, frame: int) -> None:
+        """Wait until a frame is on disk; raises what the decoding raised."""
+        self._decoding = self._decoding or asyncio.create_task(self._go_on())
+        while self.num_ready <= frame:
+            if self._decoding.done():
+                self._decoding.result()
+                raise EOFError(f"the decoder ended after {self.num_ready} of {self.num_frames} frames")
+            news = asyncio.ensure_future(self._news.wait())
+            try:
+                await asyncio.wait({news, self._decoding}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                news.cancel()
+
+    async def _go_on(self) -> None:
+        async with aclosing(self._decode(self.num_ready, self.num_frames)) as pieces:
+            async for piece in pieces:
+                os.pwrite(self._file, piece.tobytes(), self.num_ready * _FRAME_BYTES)
+                self.peak = max(self.peak, float(np.abs(piece).max()))
+                self.num_ready += len(piece)
+                self._news.set()
+                self._news = asyncio.Event()
+
+    def _load(self, start: int, end: int) -> Samples:
+        data = os.pread(self._file, (end - start) * _FRAME_BYTES, start * _FRAME_BYTES)
+        return np.frombuffer(data, np.float32).reshape(-1, CHANNELS)
+
+
+class Tapes:
+    """Tapes by song and variant, at most `limit_bytes` beyond those that are being read; the least used go first."""
+
+    def __init__(self, folder: Path, *, limit_bytes: int) -> None:
+        self._folder = folder
+        self._limit_bytes = limit_bytes
+        self._tapes: OrderedDict[tuple[str, int], Tape] = OrderedDict()
+
+    def open(self, song: str, variant: int, num_frames: int, decode: Decode) -> Tape:
+        """Return a variant's tape, a new one if there is none."""
+        key = (song, variant)
+        if key not in self._tapes:
+            self._make_room(num_frames)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{song.rpartition('/')[2]}-{variant}.f32"
+            self._tapes[key] = Tape(path, num_frames, decode)
+        self._tapes.move_to_end(key)
+        return self._tapes[key]
+
+    def remove(self, song: str) -> None:
+        """Forget a song's tapes, as soon as nobody reads them."""
+        for key in [key for key in self._tapes if key[0] == song and not self._tapes[key].is_read]:
+            self._tapes.pop(key).close()
+
+    def close(self) -> None:
+        """Forget all tapes."""
+        while self._tapes:
+            self._tapes.popitem()[1].close()
+
+    def _make_room(self, num_frames: int) -> None:
+        size_bytes = (num_frames + sum(tape.num_frames for tape in self._tapes.values())) * _FRAME_BYTES
+        for key in [key for key, tape in self._tapes.items() if not tape.is_read]:
+            if size_bytes <= self._limit_bytes:
+                break
+            tape = self._tapes.pop(key)
+            size_bytes -= tape.num_frames * _FRAME_BYTES
+            tape.close()
