@@ -1,0 +1,228 @@
+"""What a service needs of its device's memory, part by part: formulas with coefficients that were measured.
+
+On a CPU the coefficients are of peaks measured at several sizes (tests/budget); on a card, of what the same code has
+alive at once. They say what is in use; what an allocator keeps beside it is in the context.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from soundstage_budget.models import BYTES, DitModel, LmModel, TransformerShape, VaeModel
+from soundstage_runtime.score import CODE_RATE_HZ, LATENT_CHANNELS, MAX_LATENT_FRAMES, SAMPLES_PER_LATENT
+
+Offload = Literal["none", "model", "layer"]
+Quantization = Literal["none", "int8", "fp8"]
+
+MIB: Final = 1 << 20
+LATENT_RATE_HZ: Final = 25
+FRAMES_PER_TOKEN: Final = 2
+_CUDA_CONTEXT: Final = 450 * MIB  # driver, cuBLAS and cuDNN; torch's allocator does not see it
+_CPU_CONTEXT: Final = 64 * MIB  # calls, tables, and what malloc keeps
+_LAYERS_AT_ONCE: Final = 2  # of a transformer that is offloaded: the one at work and the next
+_SCALES: Final = 1.01  # of quantised weights, a scale a row
+_PAGE: Final = 64  # tokens, of the planner's cache
+_WORDS: Final = 1096  # tokens of a song beside its codes
+_JUDGED_AT_ONCE: Final = 128  # tokens
+_CONDITIONS: Final = 256 + 2048 + 1  # of a song: words, lyrics and a timbre, at most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Bytes by part; `loading` is what the weights take while they are read, beside the context."""
+
+    weights: int
+    kv: int = 0
+    activations: int
+    workspace: int = 0
+    context: int
+    loading: int = 0
+
+    @property
+    def total(self) -> int:
+        """What is in use at most while serving."""
+        return self.weights + self.kv + self.activations + self.workspace + self.context
+
+    @property
+    def peak(self) -> int:
+        """What is in use at most at any time."""
+        return max(self.total, self.loading + self.context)
+
+
+def context_bytes(*, on_card: bool) -> int:
+    """Return what a process takes before it holds a model."""
+    return _CUDA_CONTEXT if on_card else _CPU_CONTEXT
+
+
+# --- the codec
+
+
+def tile_bytes(window_frames: int, *, channels: int, itemsize: int) -> int:
+    """Return what one tile takes: so many tensors as long as its sound, at its widest."""
+    tensors = 5.1 if itemsize == 4 else 8.0
+    return round(tensors * window_frames * SAMPLES_PER_LATENT * channels * itemsize) + 5 * MIB
+
+
+def codec_call_bytes(window_frames: int, max_duration_s: int) -> int:
+    """Return what a call holds beside its tile: a window of sound, its noise, and what is on its way."""
+    noise = max_duration_s * LATENT_RATE_HZ * LATENT_CHANNELS * 4
+    return 2 * window_frames * SAMPLES_PER_LATENT * 2 * 4 + noise + 4 * MIB
+
+
+def need_vae(
+    model: VaeModel,
+    *,
+    dtype: str,
+    window_frames: int,
+    max_batch: int,
+    max_duration_s: int,
+    offload: Offload,
+    on_card: bool,
+) -> Need:
+    """Say what a codec needs."""
+    itemsize = BYTES[dtype]
+    halves = (model.encoder_parameters, model.decoder_parameters)
+    weights = (sum(halves) if offload == "none" else max(halves)) * itemsize
+    channels = max(model.encoder_channels, model.decoder_channels)
+    return Need(
+        weights=weights,
+        activations=tile_bytes(window_frames, channels=channels, itemsize=itemsize),
+        # What calls hold is on the host.
+        workspace=0 if on_card else max_batch * codec_call_bytes(window_frames, max_duration_s),
+        context=context_bytes(on_card=on_card),
+        loading=0 if on_card else model.file_bytes + sum(halves) * 4,
+    )
+
+
+# --- the planner
+
+
+def song_tokens(duration_s: int) -> int:
+    """Return how many tokens one row of a song takes: codes, and words before them."""
+    return duration_s * CODE_RATE_HZ + _WORDS
+
+
+def page_bytes(shape: TransformerShape, itemsize: int) -> int:
+    """Return what a page of the planner's cache takes."""
+    return shape.kv_bytes(_PAGE, itemsize)
+
+
+def songs_kv_bytes(shape: TransformerShape, *, songs: int, duration_s: int, itemsize: int) -> int:
+    """Return what the keys and values of guided songs take: two rows each, in whole pages."""
+    return 2 * songs * -(-song_tokens(duration_s) // _PAGE) * page_bytes(shape, itemsize)
+
+
+def token_step_bytes(shape: TransformerShape, *, cached_tokens: int, itemsize: int) -> int:
+    """Return what a step takes in which every row reads a token: scores and mixed values of every page."""
+    pages = -(-cached_tokens // _PAGE)
+    return pages * shape.heads * (3 * _PAGE + 5 * shape.head_dim) * 4 + MIB
+
+
+def piece_bytes(shape: TransformerShape, *, length: int, piece: int, itemsize: int) -> int:
+    """Return what reading `piece` tokens takes, the last of `length`: gathered keys and values, and the layers."""
+    gathered = 4 * length * shape.kv_heads * shape.head_dim * itemsize
+    layers = piece * (4 * shape.width + 3 * shape.mlp_width + 4 * shape.heads * shape.head_dim) * 4
+    return gathered + layers + piece * length + MIB
+
+
+def need_lm(
+    model: LmModel, *, dtype: str, max_batch: int, max_duration_s: int, on_card: bool, judges: bool = True
+) -> Need:
+    """Say what a planner needs that writes so many songs at once, and scores one text beside them if it `judges`."""
+    itemsize, shape = BYTES[dtype], model.shape
+    tokens = song_tokens(max_duration_s)
+    words = model.vocabulary - model.num_codes
+    # Rows of the embedding that are kept once more: on a CPU, laid out for it, those of every set of tokens.
+    heads = words if on_card else model.num_codes + 4 * words
+    weights = (model.parameters + heads * shape.width) * itemsize
+    judged = songs_kv_bytes(shape, songs=1, duration_s=max_duration_s, itemsize=itemsize) // 2 if judges else 0
+    converted = model.file_bytes if model.file_bytes != model.parameters * itemsize else 0
+    return Need(
+        weights=weights,
+        kv=songs_kv_bytes(shape, songs=max_batch, duration_s=max_duration_s, itemsize=itemsize) + judged,
+        activations=token_step_bytes(shape, cached_tokens=2 * max_batch * tokens, itemsize=itemsize)
+        + piece_bytes(shape, length=tokens, piece=1024 if on_card else 128, itemsize=itemsize),
+        workspace=_JUDGED_AT_ONCE * model.vocabulary * (itemsize + 9) if judges else 0,
+        context=context_bytes(on_card=on_card),
+        loading=0 if on_card else model.file_bytes + converted + model.parameters * itemsize,
+    )
+
+
+# --- the diffusion
+
+
+def velocity_bytes(shape: TransformerShape, *, tokens: int, longest: int, itemsize: int, in_blocks: bool) -> int:
+    """Return what one forward pass takes over `tokens` of songs, the longest of `longest`.
+
+    `in_blocks` is how a CPU attends in float32; all else attends with fused kernels.
+    """
+    width, queries, keys = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if not in_blocks:
+        attended = itemsize * (4 * width + 8 * queries + 5 * keys // 2) + 1700
+        fed = itemsize * (4 * width + 2 * shape.mlp_width) + 1700
+        return tokens * max(attended, fed) + 3 * MIB
+    groups = shape.heads // shape.kv_heads
+    scores = 2 * 4 * max(1 << 19, 128 * groups * longest)
+    fed = 2 * 4 * min(tokens, 768) * shape.mlp_width
+    return round(tokens * 4 * (3 * width + 2.5 * queries + 4 * keys + 500)) + scores + fed + 5 * MIB
+
+
+def song_bytes(
+    shape: TransformerShape,
+    *,
+    num_frames: int,
+    num_conditions: int,
+    itemsize: int,
+    channels: int = LATENT_CHANNELS,
+    context_channels: int = 2 * LATENT_CHANNELS,
+    sets: int = 1,
+    reference_frames: int = 0,
+) -> int:
+    """Return, from above, what a song keeps while it is made: latents, contexts, and what is remembered of its words.
+
+    `sets` counts the sets of conditions with words; those without take one vector, and no context of their own.
+    """
+    kept = 8 * num_frames * channels * 4  # latents, velocities, and what samplers keep of the step before
+    references = reference_frames * channels * 4
+    context = num_frames * context_channels * itemsize
+    return kept + references + sets * (context + shape.kv_bytes(num_conditions, itemsize))
+
+
+def need_dit(
+    model: DitModel,
+    *,
+    dtype: str,
+    quantization: Quantization,
+    offload: Offload,
+    max_batch: int,
+    max_duration_s: int,
+    max_tokens: int,
+    on_card: bool,
+) -> Need:
+    """Say what a diffusion model needs; a step takes `max_tokens`, or one song that is longer."""
+    itemsize, shape = BYTES[dtype], model.shape
+    matrices = shape.layers * model.layer_parameters
+    matrix_bytes = matrices * (itemsize if quantization == "none" else _SCALES)
+    transformer = (model.parameters - matrices) * itemsize + matrix_bytes
+    beside = [parameters * itemsize for parameters in model.beside]
+    match offload:
+        case "none":
+            weights = transformer + sum(beside)
+        case "model":
+            weights = max(transformer, *beside)
+        case "layer":
+            at_once = transformer - matrix_bytes * (1 - _LAYERS_AT_ONCE / shape.layers)
+            weights = max(at_once, model.largest_tensor * itemsize)
+    frames = min(max_duration_s * LATENT_RATE_HZ, MAX_LATENT_FRAMES)
+    longest = -(-frames // FRAMES_PER_TOKEN)
+    of_a_song = longest * (2 if model.is_guided else 1)
+    tokens = max(of_a_song, min(max_tokens, max_batch * of_a_song))
+    silence = MAX_LATENT_FRAMES * LATENT_CHANNELS * itemsize
+    in_blocks = not on_card and dtype == "float32"
+    all_weights = (model.parameters + sum(model.beside)) * itemsize
+    return Need(
+        weights=round(weights) + silence,
+        kv=max_batch * song_bytes(shape, num_frames=frames, num_conditions=_CONDITIONS, itemsize=itemsize),
+        activations=velocity_bytes(shape, tokens=tokens, longest=longest, itemsize=itemsize, in_blocks=in_blocks),
+        context=context_bytes(on_card=on_card),
+        loading=0 if on_card else model.file_bytes + all_weights,
+    )
