@@ -115,7 +115,7 @@ class Studio:
     async def open(self) -> None:
         """Begin again what a process before this one has not ended."""
         await self._store.open()
-        self._sweeping = asyncio.create_task(self._sweep())
+        self._sweeping = asyncio.create_task(self._sweep_often())
         for kept in await self._store.running():
             await self._resume(kept)
 
@@ -405,11 +405,15 @@ class Studio:
         latents = await encode(self._stages, pieces, canvas.num_frames, model_fingerprint=model_fingerprint)
         return Heard(latents=tuple(latents), took_s=time.monotonic() - started_s)
 
-    async def _sweep(self) -> None:
+    async def sweep(self) -> None:
+        """Forget what has expired, and what there is no room for."""
+        for name in await self._store.sweep(time.time()):
+            self._tapes.remove(name)
+            _log.info("song_forgotten", song=name)
+
+    async def _sweep_often(self) -> None:
         while True:
-            for name in await self._store.sweep(time.time()):
-                self._tapes.remove(name)
-                _log.info("song_forgotten", song=name)
+            await self.sweep()
             await asyncio.sleep(_SWEEP_S)
 
 

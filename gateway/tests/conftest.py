@@ -321,6 +321,7 @@ def deploy(tmp_path: Path) -> Deploy:
         asset_limit_bytes: int = 64 << 20,
         max_listeners: int = 64,
         keep_s: float = 3600.0,
+        store_limit_bytes: int = 64 << 20,
     ) -> AsyncGenerator[Deployment, None]:
         by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
         servers = {name: serve_stage(stage, max_duration_s=max_duration_s) for name, stage in by_name.items()}
@@ -330,7 +331,7 @@ def deploy(tmp_path: Path) -> Deploy:
         gateway_stages = Stages(Targets(lm=ports["lm"], dit=ports["dit"], vae=ports["vae"]))
         assets, uploads = Assets(asset_limit_bytes), Admission("uploads", limit=2)
         admission = Admission("songs", limit=max_songs)
-        store = Store(tmp_path / "songs", limit_bytes=64 << 20)
+        store = Store(tmp_path / "songs", limit_bytes=store_limit_bytes)
         tapes = Tapes(tmp_path / "tapes", limit_bytes=64 << 20)
         studio = Studio(gateway_stages, admission, assets, store, tapes, keep_s=keep_s)
         await studio.open()

@@ -1,0 +1,339 @@
+"""Songs outlive their calls: created, watched, listed, played in any range, cancelled, deleted, begun again."""
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+
+from soundstage.music.v1.song_service_pb2 import (
+    SONG_STATE_CANCELLED,
+    SONG_STATE_COMPLETED,
+    SONG_STATE_FAILED,
+    SONG_STATE_RUNNING,
+    CancelSongRequest,
+    CreateSongRequest,
+    DeleteSongRequest,
+    GenerateSongRequest,
+    GenerateSongResponse,
+    GetSongRequest,
+    ListSongsRequest,
+    Song,
+    StreamAudioRequest,
+    StreamAudioResponse,
+    WatchSongRequest,
+)
+from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
+from soundstage_runtime.errors import read_details
+
+if TYPE_CHECKING:
+    from soundstage.music.v1.song_service_pb2_grpc import SongServiceAsyncStub
+
+from .conftest import Broken, Deploy, Deployment, Steady, Stuck
+
+FRAMES = 4 * 48_000
+F32 = {"format": {"sample_format": SAMPLE_FORMAT_F32}}
+
+
+def request(**changes: Any) -> GenerateSongRequest:
+    fields: dict[str, Any] = {"caption": "a calm piano", "metadata": {"duration_s": 4}, "seeds": [7]}
+    return GenerateSongRequest(**fields | changes)
+
+
+def stub(deployment: Deployment) -> "SongServiceAsyncStub":
+    return SongServiceStub(deployment.channel)
+
+
+async def create(deployment: Deployment, request_id: str = "", **changes: Any) -> Song:
+    wanted = CreateSongRequest(request=request(**changes), request_id=request_id)
+    return (await stub(deployment).CreateSong(wanted)).song
+
+
+async def watch(deployment: Deployment, song: str, after: int | None = None) -> list[GenerateSongResponse]:
+    call = stub(deployment).WatchSong(WatchSongRequest(song=song, after_sequence=after))
+    return [response.event async for response in call]
+
+
+async def get(deployment: Deployment, song: str) -> Song:
+    return (await stub(deployment).GetSong(GetSongRequest(song=song))).song
+
+
+async def stream(deployment: Deployment, song: str, **fields: Any) -> list[StreamAudioResponse]:
+    return [event async for event in stub(deployment).StreamAudio(StreamAudioRequest(song=song, **fields))]
+
+
+def pcm(events: list[StreamAudioResponse]) -> bytes:
+    return b"".join(event.audio_chunk.data for event in events if event.HasField("audio_chunk"))
+
+
+async def made(deployment: Deployment, **changes: Any) -> str:
+    """Make a song, and return its name."""
+    song = (await create(deployment, **changes)).name
+    await watch(deployment, song)
+    return song
+
+
+async def refusal(awaitable: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaitable
+    return caught.value
+
+
+async def test_a_created_song_is_made_without_anybody_waiting_and_can_be_played(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await create(deployment, variants=2)
+        assert (song.state, song.variants[0].seed) == (SONG_STATE_RUNNING, 7)
+        assert song.expire_time.seconds - song.create_time.seconds == 3600
+        events = await watch(deployment, song.name)
+        done = await get(deployment, song.name)
+        audio = await stream(deployment, song.name, variant=1, output=F32)
+    assert [event.WhichOneof("event") for event in events].count("completed") == 2
+    assert events[-1].completed.frame_count == FRAMES
+    assert not events[-1].completed.pcm_sha256
+    assert (done.state, done.request.caption) == (SONG_STATE_COMPLETED, "a calm piano")
+    assert [(variant.frame_count, variant.plan.metadata.bpm) for variant in done.variants] == [(FRAMES, 120)] * 2
+    assert list(done.request.seeds) == [variant.seed for variant in done.variants]
+    header, trailer = audio[0].audio_header, audio[-1].audio_trailer
+    assert (header.frame_count, header.first_frame, header.media_type[:11]) == (FRAMES, 0, "audio/x-F32")
+    steps = (np.arange(100, dtype=np.float32) + done.variants[1].seed % 1000) / np.float32(32_767)
+    assert np.array_equal(np.frombuffer(pcm(audio), "<f4")[:: 2 * 1920], steps)
+    assert trailer.pcm_sha256 == hashlib.sha256(pcm(audio)).digest()
+    assert (trailer.frame_count, trailer.peak) == (FRAMES, steps[-1])
+
+
+async def test_a_request_id_makes_one_song_however_often_it_is_sent(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        found = await asyncio.gather(*(create(deployment, request_id="mine") for _ in range(5)))
+        await watch(deployment, found[0].name)
+        again = await create(deployment, request_id="mine", caption="other")
+        other = await create(deployment, request_id="another")
+        refused = await refusal(create(deployment, request_id="ä"))
+    assert {song.name for song in found} == {again.name}
+    assert again.state == SONG_STATE_COMPLETED
+    assert other.name != again.name
+    assert "request_id is 'ä'; must be" in str(refused.details())
+
+
+async def test_a_watcher_goes_on_after_the_last_event_it_has(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await made(deployment)
+        every = await watch(deployment, song)
+        rest = await watch(deployment, song, after=every[3].sequence)
+    assert [event.sequence for event in every] == list(range(len(every)))
+    assert rest == every[4:]
+
+
+async def test_songs_are_listed_newest_first_in_pages(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        names = [await made(deployment) for _ in range(5)]
+        found: list[str] = []
+        token = ""
+        while True:
+            page = await stub(deployment).ListSongs(ListSongsRequest(page_size=2, page_token=token))
+            found += [song.name for song in page.songs]
+            token = page.next_page_token
+            if not token:
+                break
+        refused = await refusal(stub(deployment).ListSongs(ListSongsRequest(page_token="x", page_size=1000)))
+    assert found == names[::-1]
+    assert {violation.field for violation in read_details(refused).violations} == {"page_token", "page_size"}
+
+
+async def test_cancelling_a_song_stops_its_stage_and_ends_its_watchers(deploy: Deploy) -> None:
+    stuck = Stuck("dit")
+    async with deploy(stuck) as deployment:
+        song = await create(deployment)
+        watcher = asyncio.create_task(watch(deployment, song.name))
+        player = asyncio.create_task(stream(deployment, song.name))
+        await asyncio.wait_for(stuck.begun.wait(), 5)
+        left = (await stub(deployment).CancelSong(CancelSongRequest(song=song.name))).song
+        await asyncio.wait_for(stuck.cancelled.wait(), 5)
+        for task in (watcher, player):
+            error = await refusal(task)
+            assert error.code() is grpc.StatusCode.CANCELLED
+        late = await refusal(watch(deployment, song.name))
+    assert left.state == SONG_STATE_CANCELLED
+    assert read_details(late).reason == "SONG_CANCELLED"
+
+
+async def test_a_failed_song_tells_why_now_and_later(deploy: Deploy) -> None:
+    async with deploy(Broken("dit")) as deployment:
+        song = await create(deployment)
+        first = await refusal(watch(deployment, song.name))
+        later = await refusal(watch(deployment, song.name))
+        audio = await refusal(stream(deployment, song.name))
+        left = await get(deployment, song.name)
+    assert {error.code() for error in (first, later, audio)} == {grpc.StatusCode.INTERNAL}
+    assert (left.state, left.error.code, left.error.reason) == (SONG_STATE_FAILED, 13, "STAGE_FAILED")
+    assert "the dit stage" in left.error.message
+    assert "secret" not in left.error.message
+
+
+async def test_a_deleted_song_is_gone(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await made(deployment)
+        await stream(deployment, song)
+        await stub(deployment).DeleteSong(DeleteSongRequest(song=song))
+        calls = [
+            get(deployment, song),
+            stream(deployment, song),
+            watch(deployment, song),
+            stub(deployment).DeleteSong(DeleteSongRequest(song=song)),
+        ]
+        errors = [await refusal(call) for call in calls]
+        assert (await stub(deployment).ListSongs(ListSongsRequest())).songs == []
+    assert {error.code() for error in errors} == {grpc.StatusCode.NOT_FOUND}
+    assert {read_details(error).reason for error in errors} == {"SONG_UNKNOWN"}
+
+
+async def test_songs_expire(deploy: Deploy) -> None:
+    async with deploy(keep_s=0.001) as deployment:
+        song = await made(deployment)
+        await deployment.studio.sweep()
+        error = await refusal(stream(deployment, song))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_the_oldest_songs_go_when_there_is_no_room(deploy: Deploy) -> None:
+    async with deploy(store_limit_bytes=60_000) as deployment:  # latents of 4 s take 25.6 kB
+        names = [await made(deployment) for _ in range(4)]
+        await deployment.studio.sweep()
+        kept = (await stub(deployment).ListSongs(ListSongsRequest())).songs
+    assert [song.name for song in kept] == names[:1:-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"first_frame": FRAMES}, "first_frame", f"is {FRAMES}; the song has frames 0 to {FRAMES - 1}"),
+        ({"first_frame": 5, "frame_count": FRAMES}, "frame_count", f"is {FRAMES}; must be 1 to {FRAMES - 5}"),
+        ({"frame_count": 0}, "frame_count", "is 0; must be 1 to"),
+        ({"variant": 1}, "variant", "is 1; "),
+        ({"output": {"gain_db": 99}}, "output.gain_db", "is 99; must be -60 to 20"),
+    ],
+)
+async def test_a_bad_range_is_refused_by_its_name(
+    deploy: Deploy, fields: dict[str, Any], field: str, words: str
+) -> None:
+    async with deploy() as deployment:
+        error = await refusal(stream(deployment, await made(deployment), **fields))
+    [violation] = read_details(error).violations
+    assert violation.field == field
+    assert words in violation.description
+
+
+async def test_a_song_streams_while_it_is_still_being_decoded(deploy: Deploy) -> None:
+    stuck = Stuck("vae")
+    async with deploy(stuck) as deployment:
+        song = await made(deployment)
+        call = stub(deployment).StreamAudio(StreamAudioRequest(song=song))
+        events = [await anext(aiter(call)) for _ in range(2)]
+        call.cancel()
+        await asyncio.wait_for(stuck.cancelled.wait(), 5)  # nobody listens, so nothing is decoded
+    assert events[0].HasField("audio_header")
+    assert events[1].audio_chunk.frame_count == 24_000
+
+
+async def test_a_detached_song_is_finished_though_its_call_is_cancelled(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        call = stub(deployment).GenerateSong(request(detach=True))
+        accepted = await anext(aiter(call))
+        call.cancel()
+        await watch(deployment, accepted.accepted.song)
+        assert (await get(deployment, accepted.accepted.song)).state == SONG_STATE_COMPLETED
+
+
+async def test_a_detached_song_outlives_the_deadline_of_its_call(deploy: Deploy) -> None:
+    slow = Stuck("dit")
+    async with deploy(slow) as deployment:
+        call = stub(deployment).GenerateSong(request(detach=True), timeout=0.5)
+        accepted = await anext(aiter(call))
+        await refusal(_drain(call))
+        assert slow.remaining_s == [None]
+        assert (await get(deployment, accepted.accepted.song)).state == SONG_STATE_RUNNING
+
+
+async def _drain(call: Any) -> None:
+    async for _ in call:
+        pass
+
+
+async def test_a_song_that_ends_with_its_call_is_kept_as_cancelled(deploy: Deploy) -> None:
+    stuck = Stuck("dit")
+    async with deploy(stuck) as deployment:
+        call = stub(deployment).GenerateSong(request())
+        accepted = await anext(aiter(call))
+        await asyncio.wait_for(stuck.begun.wait(), 5)
+        call.cancel()
+        await refusal(watch(deployment, accepted.accepted.song))
+        assert (await get(deployment, accepted.accepted.song)).state == SONG_STATE_CANCELLED
+
+
+async def test_a_new_process_begins_again_what_the_last_one_was_making(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit")) as first:
+        running = await create(first, request_id="mine", seeds=[11])
+    async with deploy() as second:
+        assert (await create(second, request_id="mine")).name == running.name
+        await watch(second, running.name)
+        song = await get(second, running.name)
+        audio = await stream(second, running.name, output=F32)
+    assert (song.state, song.variants[0].seed) == (SONG_STATE_COMPLETED, 11)
+    assert np.frombuffer(pcm(audio), "<f4")[0] == np.float32(11) / np.float32(32_767)
+
+
+async def test_finished_songs_are_there_in_the_next_process(deploy: Deploy) -> None:
+    async with deploy() as first:
+        song = await made(first)
+        audio, events = await stream(first, song), await watch(first, song)
+    async with deploy() as second:
+        assert pcm(await stream(second, song)) == pcm(audio)
+        assert await watch(second, song) == events
+
+
+async def test_a_finished_song_can_be_the_source_of_another(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await made(deployment, variants=2, seeds=[7, 8])
+        await made(deployment, task={"cover": {}}, source=f"{song}/variants/1", metadata={})
+        heard = deployment.stages["vae"].audio[0]
+        errors = [
+            await refusal(create(deployment, task={"cover": {}}, source=name, metadata={}))
+            for name in ("songs/none", f"{song}/variants/2", f"{song}/variants/x")
+        ]
+    assert heard[0, 0] == np.float32(8) / np.float32(32_767)
+    assert len(heard) == FRAMES
+    assert [error.code() for error in errors] == [
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ]
+
+
+async def test_the_peak_can_be_moved_where_the_whole_song_is_known(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await made(deployment)
+        audio = await stream(deployment, song, output={"peak_dbfs": -6.0} | F32)
+        refused = await refusal(create(deployment, output={"peak_dbfs": -6.0}))
+    assert audio[-1].audio_trailer.peak == pytest.approx(10 ** (-6 / 20), rel=1e-6)
+    assert "output.peak_dbfs" in str(refused.details())
+
+
+async def test_a_model_is_chosen_by_its_name_or_its_variant(deploy: Deploy) -> None:
+    async with deploy(Steady("dit", variant="xl-turbo")) as deployment:
+        await made(deployment, model="models/dit/dit-model")
+        await made(deployment, model="xl-turbo")
+        refused = await refusal(create(deployment, model="base"))
+    assert "model is 'base'; must be one of models/dit/dit-model (xl-turbo)" in str(refused.details())
+
+
+async def test_listeners_are_bounded(deploy: Deploy) -> None:
+    async with deploy(Stuck("vae"), max_listeners=1) as deployment:
+        song = await made(deployment)
+        call = stub(deployment).StreamAudio(StreamAudioRequest(song=song))
+        await anext(aiter(call))
+        error = await refusal(stream(deployment, song))
+        call.cancel()
+    assert (error.code(), read_details(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
