@@ -153,7 +153,11 @@ class _CodecEncoder:
         options = {"flush_packets": "1", **recipe.options}
         self._container = av.open(self._outlet, "w", recipe.container, options)
         weakref.finalize(self, self._container.close)  # FFmpeg's memory would wait for the garbage collector
-        stream = self._container.add_stream(recipe.codec, audio_format.sample_rate_hz, layout=self._layout)
+        # Left free, Opus takes up to twice the bit rate that was asked for.
+        codec_options = {"vbr": "constrained"} if recipe.codec == "libopus" else {}
+        stream = self._container.add_stream(
+            recipe.codec, audio_format.sample_rate_hz, codec_options, layout=self._layout
+        )
         self._stream = cast(AudioStream, stream)
         self._stream.format = self._samples
         if audio_format.bit_rate_bps:
