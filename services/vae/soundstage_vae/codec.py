@@ -1,14 +1,14 @@
-"""The Oobleck VAE on its device: one tile at a time, numpy in and out."""
+"""The Oobleck VAE on its device: tiles of one length at a time, numpy in and out."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, OobleckDecoder
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import remove_weight_norm
@@ -17,6 +17,10 @@ from soundstage_device.weights import build, read_weights
 from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
 from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.score import CHANNELS, LATENT_CHANNELS, SAMPLE_RATE_HZ
+from soundstage_vae.decoder import PIECE_STEPS, Decoder, copy_to_host, swap_snakes
+from soundstage_vae.memory import first_that_fits, frame_bytes
+
+_HOST: Final = torch.device("cpu")
 
 # What rates, context and wire shapes rest on. Channel widths are free.
 _CONFIG: Final = {
@@ -43,8 +47,13 @@ class NotFiniteError(ServiceError):
 class Codec:
     """Decodes and encodes tiles. Its arithmetic gives the same bits for the same tile."""
 
-    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Load config.json and its safetensors from `folder`; raises CheckpointError."""
+    def __init__(
+        self, folder: Path, *, device: torch.device, dtype: torch.dtype, last_layers_fp32: bool = False
+    ) -> None:
+        """Load config.json and its safetensors from `folder`; raises CheckpointError.
+
+        With `last_layers_fp32` the decoder's last blocks work in float32, whatever `dtype` is.
+        """
         path = folder / "config.json"
         config = _read_config(path)
         self.fingerprint = fingerprint([path, *weight_files(folder)])
@@ -56,33 +65,99 @@ class Codec:
             device=device,
             dtype=dtype,
         )
-        self._encoder, self._decoder = halves["encoder"], halves["decoder"]
+        self._encoder = halves["encoder"]
+        swap_snakes(self._encoder)
+        self.decoder = Decoder(cast(OobleckDecoder, halves["decoder"]))
+        if last_layers_fp32:
+            self.decoder.tail.float()
+        self._host: Decoder | None = None
+        self.bytes_per_frame = frame_bytes(
+            channels=config["decoder_channels"],
+            multiples=config["channel_multiples"],
+            strides=config["downsampling_ratios"][::-1],
+            value_bytes=4 if last_layers_fp32 else dtype.itemsize,
+        )
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError, MemoryExhaustedError."""
+        [samples] = self.decode_batch([latents])
+        if isinstance(samples, NotFiniteError):
+            raise samples
+        return samples
 
     @torch.inference_mode()
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError."""
+    def decode_batch(self, windows: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32] | NotFiniteError]:
+        """Decode windows of one length at once; each gives its samples, or its own failure."""
         with _exact_kernels():
-            return self._to_numpy(self._decoder(self._to_device(latents)))
+            decoded = self._decode(np.stack(windows))
+        return [samples if np.isfinite(samples).all() else self._not_finite() for samples in decoded]
 
     @torch.inference_mode()
     def encode(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encode samples [n, 2] to the posterior's mean and deviation, each [n // 1920, 64]; raises NotFiniteError."""
         with _exact_kernels():
-            mean, scale = self._encoder(self._to_device(samples)).float().chunk(2, dim=1)
+            mean, scale = self._encoder(self._to_device(np.stack([samples]))).float().chunk(2, dim=1)
         deviation = nn.functional.softplus(scale) + 1e-4
-        return self._to_numpy(mean), self._to_numpy(deviation)
+        posterior = _to_numpy(mean)[0], _to_numpy(deviation)[0]
+        if not all(np.isfinite(part).all() for part in posterior):
+            raise self._not_finite()
+        return posterior
 
-    def _to_device(self, rows: NDArray[np.float32]) -> Tensor:  # [time, channels] -> [1, channels, time]
-        return torch.tensor(rows.T, dtype=self.dtype, device=self.device)[None]
-
-    def _to_numpy(self, columns: Tensor) -> NDArray[np.float32]:  # [1, channels, time] -> [time, channels]
-        rows = columns[0].T.float().cpu().numpy()
-        if not np.isfinite(rows).all():
-            raise NotFiniteError(
-                f"the codec gave NaN or infinity in {self.dtype}: the input is far outside the model's range, "
-                "or the dtype is too narrow for this checkpoint"
+    @torch.inference_mode()
+    def is_batching_exact(self, window_frames: int, batch: int) -> bool:
+        """Say whether windows in a batch get the bits that they get alone, by decoding some noise both ways."""
+        windows = np.stack([draw_noise(window_frames, seed) for seed in range(batch)])
+        with _exact_kernels():
+            return all(
+                np.array_equal(together, self._decode(alone[None])[0])
+                for together, alone in zip(self._decode(windows), windows, strict=True)
             )
-        return rows
+
+    def free_bytes(self) -> int:
+        """Say how much of a CUDA device's memory is free."""
+        return torch.cuda.mem_get_info(self.device)[0]
+
+    def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:  # [batch, frames, 64]
+        batch, frames, _ = latents.shape
+        attempts = [("on the device", lambda: self._forward(latents))]
+        if batch > 1:
+            attempts.append(("one by one", lambda: np.concatenate([self._decode(one[None]) for one in latents])))
+        else:
+            attempts += [
+                ("again", attempts[0][1]),
+                ("in pieces", lambda: self._forward(latents, piece_steps=PIECE_STEPS, sink=_HOST)),
+                ("on the host", lambda: self._forward_on_host(latents)),
+            ]
+        return first_that_fits(attempts, relieve=_relieve, what=f"a batch of {batch} tiles of {frames} latent frames")
+
+    def _forward(
+        self, latents: NDArray[np.float32], *, piece_steps: int | None = None, sink: torch.device | None = None
+    ) -> NDArray[np.float32]:
+        if self.device.type == "cpu":
+            piece_steps = PIECE_STEPS
+        return _to_numpy(self.decoder(self._to_device(latents), piece_steps=piece_steps, sink=sink))
+
+    def _forward_on_host(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._host = self._host or copy_to_host(self.decoder)
+        return _to_numpy(self._host(torch.from_numpy(latents).mT, piece_steps=PIECE_STEPS))
+
+    def _to_device(self, rows: NDArray[np.float32]) -> Tensor:  # [batch, time, channels] -> [batch, channels, time]
+        return torch.from_numpy(rows).to(self.device, self.dtype).mT.contiguous()
+
+    def _not_finite(self) -> NotFiniteError:
+        return NotFiniteError(
+            f"the codec gave NaN or infinity in {self.dtype}: the input is far outside the model's range, "
+            "or the dtype is too narrow for this checkpoint"
+        )
+
+
+def _to_numpy(columns: Tensor) -> NDArray[np.float32]:  # [batch, channels, time] -> [batch, time, channels]
+    return columns.mT.float().cpu().numpy()
+
+
+def _relieve() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,78 @@
+"""The Oobleck decoder as it runs: its own layers, with fewer ways to memory and back."""
+
+import copy
+import math
+from typing import Final, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoder, Snake1d
+from torch import Tensor, nn
+
+from soundstage_vae.tiling import plan_tiles
+
+# The last two blocks, where a frame is 128 channels of 1920 samples, do most of the work on most of the memory.
+_TAIL_BLOCKS: Final = 2
+# Steps before the tail that one sample can depend on, each side: 3 + 39 samples, then strides of 2 and 4.
+TAIL_CONTEXT: Final = 16
+# Steps before the tail that are worked on at once. On a CPU what they become, 4 MB in float32, stays in its caches.
+PIECE_STEPS: Final = 1024
+
+
+class Snake(nn.Module):
+    """x + sin²(frequency x) · amplitude, of x [batch, channels, time], with one new tensor."""
+
+    def __init__(self, snake: Snake1d) -> None:
+        """Take a loaded layer's parameters, which are logarithms."""
+        super().__init__()
+        self.frequency = nn.Parameter(snake.alpha.exp(), requires_grad=False)
+        self.amplitude = nn.Parameter((snake.beta.exp() + 1e-9).reciprocal(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply it."""
+        wave = torch.mul(x, self.frequency).sin_().square_()
+        return wave.mul_(self.amplitude).add_(x)
+
+
+def swap_snakes(module: nn.Module) -> None:
+    """Put Snake in the place of diffusers' own, which makes five tensors, all through a loaded module."""
+    for name, child in module.named_children():
+        if isinstance(child, Snake1d):
+            setattr(module, name, Snake(child))
+        else:
+            swap_snakes(child)
+
+
+class Decoder(nn.Module):
+    """Latents [batch, 64, frames] to audio [batch, 2, frames * 1920]."""
+
+    def __init__(self, decoder: OobleckDecoder) -> None:
+        """Take a loaded decoder's layers."""
+        super().__init__()
+        blocks, tail = decoder.block[:-_TAIL_BLOCKS], decoder.block[-_TAIL_BLOCKS:]
+        self.head = nn.Sequential(decoder.conv1, *blocks)
+        self.tail = nn.Sequential(*tail, decoder.snake1, decoder.conv2)
+        swap_snakes(self)
+        self._samples_per_step = math.prod(cast(nn.ConvTranspose1d, block.conv_t1).stride[0] for block in tail)
+
+    def forward(self, latents: Tensor, *, piece_steps: int | None = None, sink: torch.device | None = None) -> Tensor:
+        """Decode, the tail `piece_steps` at once or in one piece, into memory of `sink` or where the latents are."""
+        steps: Tensor = self.head(latents)
+        steps = steps.to(next(self.tail.parameters()).dtype)
+        num_steps, rate = steps.shape[-1], self._samples_per_step
+        if sink is None and num_steps <= (piece_steps or num_steps):
+            return self.tail(steps)
+        audio = torch.empty(len(latents), 2, num_steps * rate, dtype=steps.dtype, device=sink or steps.device)
+        for piece in plan_tiles(num_steps, windows=[piece_steps or num_steps], context=TAIL_CONTEXT):
+            core = slice((piece.core_start - piece.window_start) * rate, (piece.core_stop - piece.window_start) * rate)
+            decoded = self.tail(steps[..., piece.window_start : piece.window_stop])
+            audio[..., piece.core_start * rate : piece.core_stop * rate] = decoded[..., core]
+        return audio
+
+
+def copy_to_host(decoder: Decoder) -> Decoder:
+    """Copy a decoder to the host in float32, and nothing to its own device, which may be full."""
+    memo: dict[int, object] = {
+        id(weight): nn.Parameter(weight.detach().to("cpu", torch.float32), requires_grad=False)
+        for weight in decoder.parameters()
+    }
+    return copy.deepcopy(decoder, memo)

@@ -1,0 +1,52 @@
+"""The decoder's own ways against diffusers'."""
+
+import copy
+
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
+
+from soundstage_vae.decoder import TAIL_CONTEXT, Decoder, Snake, copy_to_host
+
+
+@pytest.fixture
+def decoder(oracle: AutoencoderOobleck) -> Decoder:
+    return Decoder(copy.deepcopy(oracle.decoder))
+
+
+@torch.inference_mode()
+def test_a_snake_has_the_bits_of_diffusers_own() -> None:
+    theirs = Snake1d(5)
+    theirs.alpha.normal_(generator=torch.Generator().manual_seed(1))
+    theirs.beta.normal_(generator=torch.Generator().manual_seed(2))
+    x = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(3))
+    before = x.clone()
+    assert torch.equal(Snake(theirs)(x), theirs(x))
+    assert torch.equal(x, before)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("piece_steps", [128, 1024])
+def test_pieces_join_to_the_whole(decoder: Decoder, oracle: AutoencoderOobleck, piece_steps: int) -> None:
+    latents = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(4))
+    whole = oracle.decoder(latents)
+    torch.testing.assert_close(decoder(latents, piece_steps=piece_steps), whole, rtol=0, atol=1e-6)
+    assert torch.equal(decoder(latents), whole)
+
+
+@torch.inference_mode()
+def test_the_tail_hears_no_further_than_its_context(decoder: Decoder) -> None:
+    steps = torch.zeros(1, 8, 2 * TAIL_CONTEXT + 3)
+    middle = TAIL_CONTEXT + 1
+    steps[:, :, middle] = torch.nan
+    poisoned = decoder.tail(steps).isnan().any(dim=1)[0].nonzero() // 8
+    assert (int(poisoned.min()), int(poisoned.max())) == (middle - TAIL_CONTEXT, middle + TAIL_CONTEXT)
+
+
+def test_a_copy_on_the_host_is_in_float32_and_leaves_the_decoder_as_it_is(decoder: Decoder) -> None:
+    narrow = decoder.to(torch.bfloat16)
+    host = copy_to_host(narrow)
+    assert {weight.dtype for weight in host.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in narrow.parameters()} == {torch.bfloat16}
+    for copied, weight in zip(host.parameters(), narrow.parameters(), strict=True):
+        assert torch.equal(copied, weight.float())
