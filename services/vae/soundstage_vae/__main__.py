@@ -1,7 +1,9 @@
 """`python -m soundstage_vae --model DIR`: the codec process."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
@@ -10,11 +12,17 @@ from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
 from soundstage_runtime.worker import Worker
+from soundstage_vae.batching import choose_batch
 from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
+from soundstage_vae.memory import choose_window
 from soundstage_vae.servicer import offer, warm_up
 from soundstage_vae.settings import VaeSettings
 from soundstage_vae.tiling import window_lengths
+
+_CPU_WINDOW: Final = 64
+_CPU_BATCH: Final = 1
+_CUDA_BATCH: Final = 4
 
 
 async def main(settings: VaeSettings) -> None:
@@ -23,7 +31,10 @@ async def main(settings: VaeSettings) -> None:
     # bfloat16 has fewer bits than 16-bit audio, so it is never chosen unasked.
     dtype = choose_dtype("float32" if settings.dtype == "auto" else settings.dtype, device)
     worker = Worker("vae")
-    codec = await worker.run(Codec, locate(settings.model), device=device, dtype=dtype)
+    codec = await worker.run(
+        Codec, locate(settings.model), device=device, dtype=dtype, last_layers_fp32=settings.last_layers_fp32
+    )
+    windows, max_batch = await worker.run(plan, codec, settings)
     model = StageModel(
         name=Path(settings.model).name,
         variant="oobleck",
@@ -31,11 +42,22 @@ async def main(settings: VaeSettings) -> None:
         dtype=dtype_name(dtype),
     )
     admission = Admission("VAE calls", limit=settings.max_in_flight, max_waiting=settings.max_waiting)
-    windows = window_lengths(settings.first_window_frames, settings.window_frames)
-    engine = VaeEngine(codec, worker, windows=windows)
+    engine = VaeEngine(codec, worker, windows=windows, max_batch_tiles=max_batch)
     services = offer(engine, model=model, device=str(device), admission=admission)
     await serve(settings, services, warm_up=partial(warm_up, latent_frames=sum(windows)))
     engine.close()
+
+
+def plan(codec: Codec, settings: VaeSettings) -> tuple[Sequence[int], int]:
+    """Choose the lengths of windows, and how many of them are decoded at once."""
+    is_cpu = codec.device.type == "cpu"
+    max_batch, largest = settings.max_batch_tiles, settings.window_frames
+    if max_batch == "auto":
+        max_batch = _CPU_BATCH if is_cpu else _CUDA_BATCH
+    if largest == "auto":
+        largest = _CPU_WINDOW if is_cpu else choose_window(codec.free_bytes(), max_batch * codec.bytes_per_frame)
+    windows = window_lengths(settings.first_window_frames, largest)
+    return windows, choose_batch(codec, windows, max_batch)
 
 
 if __name__ == "__main__":

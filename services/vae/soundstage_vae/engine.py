@@ -1,24 +1,38 @@
-"""Whole songs through the codec, tile by tile on the worker."""
+"""Whole songs through the codec, tile by tile, as the scheduler lets them."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from soundstage_runtime.score import SAMPLES_PER_LATENT
+from soundstage_runtime.score import SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 from soundstage_runtime.worker import Worker
 from soundstage_vae.codec import Codec, draw_noise
+from soundstage_vae.scheduler import Order, TileScheduler, Work
 from soundstage_vae.stretch import Stretch
 from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, plan_tiles, touching
 
 
 class VaeEngine:
-    """Streams songs through a codec, several in turns of a tile each. A closed stream asks for no more tiles."""
+    """Streams songs through a codec. A closed stream asks for no more tiles."""
 
-    def __init__(self, codec: Codec, worker: Worker, *, windows: Sequence[int]) -> None:
-        """Decode in windows of the lengths `windows`, one after another, and encode in windows of the last."""
-        self._codec, self._worker = codec, worker
-        self._windows = windows
+    def __init__(
+        self,
+        codec: Codec,
+        worker: Worker,
+        *,
+        windows: Sequence[int],
+        max_batch_tiles: int = 1,
+        order: Order = "earliest-dry",
+    ) -> None:
+        """Decode in windows of the lengths `windows`, one after another, and encode in windows of the last.
+
+        Up to `max_batch_tiles` of songs that decode at the same time share a forward.
+        """
+        self._codec, self._worker, self._windows = codec, worker, windows
+        self._scheduler = TileScheduler(worker, order=order)
+        self._decode: Work[NDArray[np.float32]] = Work(run=codec.decode_batch, max_batch=max_batch_tiles)
+        self._encode = Work(run=lambda windows: [codec.encode(window) for window in windows])
 
     @property
     def fingerprint(self) -> str:
@@ -32,27 +46,30 @@ class VaeEngine:
 
         Each tile comes as soon as its latents have. Tiles that hold nothing wanted are not computed.
         """
-        stretch = Stretch(latents)
+        stretch, stream = Stretch(latents), self._scheduler.open()
         tiles = plan_tiles(num_frames, windows=self._windows, context=DECODE_CONTEXT)
         for tile in touching(tiles, wanted):
             window = await stretch.read(tile.window_start, tile.window_stop)
-            samples = await self._worker.run(self._codec.decode, window)
-            yield samples[tile.keep(wanted)]
+            samples = (await self._scheduler.run(stream, self._decode, window))[tile.keep(wanted)]
+            self._scheduler.hand_on(stream, len(samples) / SAMPLE_RATE_HZ)
+            yield samples
 
     async def encode(
         self, audio: AsyncIterator[NDArray[np.float32]], num_samples: int, seed: int | None
     ) -> AsyncGenerator[NDArray[np.float32]]:
         """Yield latents [frames, 64] of `num_samples` samples [n, 2]: drawn with `seed`, or the posterior's mean."""
-        stretch = Stretch(audio)
+        stretch, stream = Stretch(audio), self._scheduler.open()
         num_frames = num_samples // SAMPLES_PER_LATENT
         noise = None if seed is None else draw_noise(num_frames, seed)
         for tile in plan_tiles(num_frames, windows=self._windows[-1:], context=ENCODE_CONTEXT):
             # Samples past the last whole frame give no frame of their own, but the last frames hear them.
             end = num_samples if tile.window_stop == num_frames else tile.window_stop * SAMPLES_PER_LATENT
             window = await stretch.read(tile.window_start * SAMPLES_PER_LATENT, end)
-            mean, deviation = await self._worker.run(self._codec.encode, window)
+            mean, deviation = await self._scheduler.run(stream, self._encode, window)
             core = slice(tile.core_start - tile.window_start, tile.core_stop - tile.window_start)
             drawn = 0.0 if noise is None else deviation[core] * noise[tile.core_start : tile.core_stop]
+            # Nobody listens to latents: after each tile the stream is as one that has just come.
+            self._scheduler.hand_on(stream, 0.0)
             yield mean[core] + drawn
 
     def close(self) -> None:

@@ -1,5 +1,7 @@
 """Settings of the codec process: flags, or environment variables that begin with SOUNDSTAGE_VAE_."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
@@ -15,6 +17,12 @@ class VaeSettings(StageSettings):
     first_window_frames: int = Field(
         32, ge=32, le=2048, description="latent frames of a song's first window; later ones double up to window_frames"
     )
-    window_frames: int = Field(
-        64, ge=32, le=2048, description="latent frames computed at once: fewer give audio sooner, more cost less in all"
+    window_frames: Literal["auto"] | Annotated[int, Field(ge=32, le=2048)] = Field(
+        "auto", description="latent frames computed at once: more cost less in all; auto is 64 on a CPU, else what fits"
+    )
+    max_batch_tiles: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        "auto", description="tiles of several songs computed at once, where it is exact; auto is 1 on a CPU, else 4"
+    )
+    last_layers_fp32: bool = Field(
+        False, description="let the decoder's last layers work in float32 whatever the dtype"
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.tensors import to_proto
 from soundstage_runtime.worker import Worker
-from soundstage_vae.codec import Codec
+from soundstage_vae.codec import Codec, NotFiniteError
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.tiling import DECODE_CONTEXT, plan_tiles
 
@@ -40,10 +40,10 @@ class Gated(Codec):
         self.gate = threading.Semaphore(open_for)
         self.begun = self.ended = 0
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    def decode_batch(self, windows: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32] | NotFiniteError]:
         self.begun += 1
         self.gate.acquire()
-        samples = super().decode(latents)
+        samples = super().decode_batch(windows)
         self.ended += 1
         return samples
 

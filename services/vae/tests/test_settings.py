@@ -11,6 +11,13 @@ def test_reads_the_environment_and_flags_go_first(monkeypatch: pytest.MonkeyPatc
     assert (settings.model, settings.window_frames, settings.dtype) == ("somewhere", 64, "auto")
 
 
+def test_leaves_windows_and_batches_to_the_device() -> None:
+    settings = load_settings(VaeSettings, ["--model", "x"])
+    assert (settings.window_frames, settings.max_batch_tiles, settings.last_layers_fp32) == ("auto", "auto", False)
+    settings = load_settings(VaeSettings, ["--model", "x", "--max-batch-tiles", "2", "--last-layers-fp32"])
+    assert (settings.max_batch_tiles, settings.last_layers_fp32) == (2, True)
+
+
 def test_names_a_window_too_short_for_its_context(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load_settings(VaeSettings, ["--model", "x", "--window-frames", "18"])

@@ -1,5 +1,6 @@
 """Real weights: what streams out is one and the same song, however it streams in, and diffusers' own."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -16,6 +17,8 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, A
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_runtime.pcm import from_bytes, to_bytes
 from soundstage_runtime.tensors import from_proto, to_proto
+from soundstage_runtime.worker import Worker
+from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 
 Floats = NDArray[np.float32]
@@ -153,6 +156,24 @@ async def test_songs_side_by_side_do_not_touch_each_other(small_engine: VaeEngin
     for song, pieces in zip(alone, mixed, strict=True):
         assert len(pieces) > 1
         assert np.array_equal(np.concatenate(pieces), song)
+
+
+async def test_songs_that_share_a_forward_are_the_songs_alone(codec: Codec, small_engine: VaeEngine) -> None:
+    sizes: list[int] = []
+
+    def count(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(arguments[0]))
+
+    songs = [make_latents(num_frames) for num_frames in (70, 90, 60)]
+    alone = [await join(decode(small_engine, [song])) for song in songs]
+    engine = VaeEngine(codec, Worker("vae"), windows=(32,), max_batch_tiles=4)
+    with codec.decoder.register_forward_pre_hook(count):
+        together = await asyncio.gather(*(join(decode(engine, [song])) for song in songs))
+    engine.close()
+    assert max(sizes) == 3
+    for one, other in zip(alone, together, strict=True):
+        # A batch may take another kernel, which is why a service tries whether it does before it batches.
+        np.testing.assert_allclose(one, other, rtol=0, atol=NOISE)
 
 
 async def test_decodes_s16_by_default(engine: VaeEngine, serving: Serving) -> None:
