@@ -24,6 +24,7 @@ from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.compose import app as compose_app
 from soundstage_cli.compose import read_request
 from soundstage_cli.demo import DemoFailedError, run_demo
+from soundstage_cli.doctor import app as doctor_app
 from soundstage_cli.generate import generate as make_song
 from soundstage_cli.generate import send_files
 from soundstage_cli.models import Models, ModelsError, find_models
@@ -40,6 +41,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 models_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
 app.add_typer(align_app)
 app.add_typer(compose_app)
+app.add_typer(doctor_app)
 app.add_typer(models_app, name="models")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(bench_app, name="bench")
