@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc.aio
 
-from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOptions, StreamAudioRequest
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOptions, PlannerOptions, StreamAudioRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioFormat
 from soundstage_cli.models import find_models
@@ -31,7 +31,7 @@ async def test_a_hundred_stalled_listeners_cost_little_memory(models: Path) -> N
     await stack.start()
     process = stack.members["gateway"].process
     assert process is not None
-    request = GenerateSongRequest(caption="long", output=F32, planner={"enabled": False}, seeds=[1])
+    request = GenerateSongRequest(caption="long", output=F32, planner=PlannerOptions(enabled=False), seeds=[1])
     request.metadata.duration_s = 30  # 11 MB, more than lies on the way to a client
     request.diffusion.steps = 1
     async with AsyncExitStack() as opened:
