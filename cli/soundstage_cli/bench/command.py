@@ -102,5 +102,52 @@ def dit(
         console.print(f"wrote {path}", highlight=False)
 
 
+@app.command()
+def vae(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the figures")] = Path("bench"),
+    size: Annotated[str, typer.Option(help="real or tiny: the shape of the random codec")] = "real",
+    seconds: Annotated[int, typer.Option(min=1, max=600, help="length of the song")] = 60,
+    window: Annotated[list[int] | None, typer.Option(min=32, help="longest window; may be repeated")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+) -> None:
+    """Measure how long a song's decoding takes, against diffusers' own tiled decode with the same weights."""
+    from soundstage_cli.bench.vae import (  # torch and diffusers take seconds to import
+        SIZES,
+        Plan,
+        Run,
+        make_table,
+        measure,
+        summarize,
+        write_report,
+    )
+
+    choices = {"--size": (size, [*SIZES]), "--device": (device, ["cpu", "cuda"])}
+    choices["--dtype"] = (dtype, ["float32", "bfloat16", "float16"])
+    for option, (held, wanted) in choices.items():
+        if held not in wanted:
+            raise typer.BadParameter(f"is {held!r}; must be one of {', '.join(wanted)}", param_hint=option)
+    plan = Plan(
+        size=size,
+        duration_s=seconds,
+        windows=window or [64, 256],
+        rounds=rounds,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+    )
+    console = Console(stderr=True)
+    runs: list[Run] = []
+    paths: list[Path] = []
+    for latest in measure(plan, lambda line: console.print(line, highlight=False)):
+        runs += latest
+        paths = write_report(output, plan, runs)  # after each round, so that one that is cut short leaves the others
+    Console().print(make_table(summarize(runs)))
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False)
+
+
 if __name__ == "__main__":
     app()

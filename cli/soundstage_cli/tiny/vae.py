@@ -1,5 +1,6 @@
 """A tiny random Oobleck VAE at the released rates: 48 kHz stereo, 25 latent frames a second, 64 channels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,10 @@ _PEAK: Final = 0.6  # of the audio decoded from unit-normal latents
 
 
 @torch.inference_mode()
-def write_vae(folder: Path, *, seed: int = 0) -> None:
+def write_vae(folder: Path, *, seed: int = 0, channels: int = 8, multiples: Sequence[int] = (1, 1, 1, 1, 1)) -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, weight-normed as released, into `folder`.
 
+    The released codec has 128 `channels` and `multiples` of 1, 2, 4, 8 and 16.
     Unit-normal latents decode to audio that peaks near 0.6; that audio encodes to latents of about unit deviation.
     """
     with torch.random.fork_rng(devices=[]):
@@ -24,8 +26,8 @@ def write_vae(folder: Path, *, seed: int = 0) -> None:
         vae = AutoencoderOobleck(
             encoder_hidden_size=128,  # the encoder ends in this many channels: mean and scale of 64 latent channels
             downsampling_ratios=[2, 4, 4, 6, 10],
-            channel_multiples=[1, 1, 1, 1, 1],
-            decoder_channels=8,
+            channel_multiples=list(multiples),
+            decoder_channels=channels,
             decoder_input_channels=64,
             audio_channels=2,
             sampling_rate=48_000,

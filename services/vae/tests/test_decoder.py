@@ -1,17 +1,18 @@
 """The decoder's own ways against diffusers'."""
 
-import copy
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
 
+from soundstage_vae.codec import Codec
 from soundstage_vae.decoder import TAIL_CONTEXT, Decoder, Snake, copy_to_host
 
 
 @pytest.fixture
-def decoder(oracle: AutoencoderOobleck) -> Decoder:
-    return Decoder(copy.deepcopy(oracle.decoder))
+def decoder(codec: Codec) -> Decoder:
+    return codec.decoder
 
 
 @torch.inference_mode()
@@ -43,8 +44,8 @@ def test_the_tail_hears_no_further_than_its_context(decoder: Decoder) -> None:
     assert (int(poisoned.min()), int(poisoned.max())) == (middle - TAIL_CONTEXT, middle + TAIL_CONTEXT)
 
 
-def test_a_copy_on_the_host_is_in_float32_and_leaves_the_decoder_as_it_is(decoder: Decoder) -> None:
-    narrow = decoder.to(torch.bfloat16)
+def test_a_copy_on_the_host_is_in_float32_and_leaves_the_decoder_as_it_is(tiny_vae: Path) -> None:
+    narrow = Codec(tiny_vae, device=torch.device("cpu"), dtype=torch.bfloat16).decoder
     host = copy_to_host(narrow)
     assert {weight.dtype for weight in host.parameters()} == {torch.float32}
     assert {weight.dtype for weight in narrow.parameters()} == {torch.bfloat16}

@@ -1,0 +1,174 @@
+"""How long a song's decoding takes: our codec and diffusers' own tiled decode, with the same random weights.
+
+Rounds alternate, so that whatever else the machine does befalls both alike, and a ratio is taken within each round.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
+from numpy.typing import NDArray
+from rich.table import Table
+
+from soundstage_cli.bench.report import Spread, name_machine, spread, write_figures
+from soundstage_cli.tiny.vae import write_vae
+from soundstage_vae.codec import Codec
+from soundstage_vae.tiling import DECODE_CONTEXT, plan_tiles, window_lengths
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BASELINE: Final = "diffusers"
+OURS: Final = "soundstage"
+_FRAMES_PER_S: Final = 25
+_FIRST_WINDOW: Final = 32
+SIZES: Final = {"real": (128, (1, 2, 4, 8, 16)), "tiny": (8, (1, 1, 1, 1, 1))}  # channels, and multiples of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure, and where."""
+
+    size: str
+    duration_s: int
+    windows: Sequence[int]  # the longest window of ours, in latent frames
+    rounds: int
+    threads: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How long a song took, and its first audio."""
+
+    engine: str
+    round: int
+    song_s: float
+    first_audio_s: float
+
+    def __str__(self) -> str:
+        return f"{self.engine}: {self.song_s:.3g} s, first audio after {self.first_audio_s:.3g} s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How long an engine takes for a song; the ratio is the baseline's time to its own in the same round."""
+
+    engine: str
+    song_s: Spread
+    ratio: Spread
+    first_audio_s: Spread
+
+
+Decode = Callable[[], Iterator[object]]  # a song, tile by tile
+
+
+@torch.inference_mode()
+def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
+    """Yield the runs of each round, the baseline first."""
+    torch.set_num_threads(plan.threads)
+    tell(f"making random weights of size {plan.size}")
+    theirs, ours = make_both(plan)
+    latents = np.random.default_rng(0).standard_normal((plan.duration_s * _FRAMES_PER_S, 64)).astype(np.float32)
+    columns = torch.from_numpy(latents.T[None].copy()).to(plan.device, getattr(torch, plan.dtype))
+
+    def decode_theirs() -> Iterator[object]:
+        yield theirs.decode(columns).sample.float().cpu()
+
+    engines: dict[str, Decode] = {BASELINE: decode_theirs}
+    for window in plan.windows:
+        engines[f"{OURS}, windows to {window}"] = _decoding(ours, latents, window)
+    # A rehearsal first: memory is taken, and kernels are made, at first use.
+    for number in range(plan.rounds + 1):
+        runs = [_clock(name, number, decode) for name, decode in engines.items()]
+        tell(f"{f'round {number}' if number else 'rehearsal'}: {'; '.join(map(str, runs))}")
+        if number:
+            yield runs
+
+
+def make_both(plan: Plan) -> tuple[Any, Codec]:
+    """Make random weights, and give them to diffusers' codec, with its tiling on, and to ours."""
+    device, dtype = torch.device(plan.device), getattr(torch, plan.dtype)
+    channels, multiples = SIZES[plan.size]
+    with TemporaryDirectory() as folder:
+        write_vae(Path(folder), channels=channels, multiples=multiples)
+        ours = Codec(Path(folder), device=device, dtype=dtype)
+        theirs: Any = AutoencoderOobleck.from_pretrained(folder)
+    theirs.requires_grad_(False).to(device, dtype).enable_tiling()
+    return theirs, ours
+
+
+def summarize(runs: Sequence[Run]) -> list[Summary]:
+    """Sum up the rounds."""
+    base = {run.round: run.song_s for run in runs if run.engine == BASELINE}
+    summaries: list[Summary] = []
+    for engine in dict.fromkeys(run.engine for run in runs):
+        own = [run for run in runs if run.engine == engine]
+        summaries.append(
+            Summary(
+                engine=engine,
+                song_s=spread([run.song_s for run in own]),
+                ratio=spread([base[run.round] / run.song_s for run in own]),
+                first_audio_s=spread([run.first_audio_s for run in own]),
+            )
+        )
+    return summaries
+
+
+def make_table(summaries: Sequence[Summary]) -> Table:
+    """Lay the figures out for people."""
+    table = Table(title="decoding a song: median (least–most)")
+    for heading in ("engine", "song, s", f"times as fast as {BASELINE}", "first audio, s"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right")
+    for one in summaries:
+        table.add_row(one.engine, str(one.song_s), str(one.ratio), str(one.first_audio_s))
+    return table
+
+
+def write_report(folder: Path, plan: Plan, runs: Sequence[Run]) -> list[Path]:
+    """Write vae-SIZE.json and vae-SIZE.png; returns the files."""
+    summaries = summarize(runs)
+    report = {
+        "machine": name_machine(plan.device, plan.threads),
+        "size": plan.size,
+        "dtype": plan.dtype,
+        "duration_s": plan.duration_s,
+        "summaries": [asdict(summary) for summary in summaries],
+        "runs": [asdict(run) for run in runs],
+    }
+    return write_figures(folder, f"vae-{plan.size}", report, lambda figure: _draw(figure, summaries))
+
+
+def _decoding(codec: Codec, latents: NDArray[np.float32], window: int) -> Decode:
+    tiles = plan_tiles(len(latents), windows=window_lengths(_FIRST_WINDOW, window), context=DECODE_CONTEXT)
+    whole = range(len(latents) * 1920)
+
+    def decode() -> Iterator[object]:
+        for tile in tiles:
+            yield codec.decode(latents[tile.window_start : tile.window_stop])[tile.keep(whole)]
+
+    return decode
+
+
+def _clock(engine: str, number: int, decode: Decode) -> Run:
+    start, first_audio_s = time.perf_counter(), None
+    for _ in decode():
+        first_audio_s = first_audio_s or time.perf_counter() - start
+    return Run(engine=engine, round=number, song_s=time.perf_counter() - start, first_audio_s=first_audio_s or 0.0)
+
+
+def _draw(figure: "Figure", summaries: Sequence[Summary]) -> None:
+    axes = figure.subplots()
+    names = [one.engine for one in summaries]
+    axes.barh(names, [one.song_s.median for one in summaries], label="the whole song")
+    axes.barh(names, [one.first_audio_s.median for one in summaries], label="the first audio")
+    axes.set(xlabel="seconds until decoded")
+    axes.invert_yaxis()
+    axes.legend()
