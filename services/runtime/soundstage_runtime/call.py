@@ -43,21 +43,21 @@ def begin(context: "grpc.aio.ServicerContext[Any, Any]") -> Call:
         song=metadata.get(SONG_KEY, ""),
         deadline_s=None if remaining_s is None else time.monotonic() + remaining_s,
     )
-    _enter(call)
+    enter(call)
     return call
 
 
 def name_song(song: str) -> None:
     """Give the current call its song's name; logs and later hops carry it."""
     call = _current.get()
-    _enter(replace(call, song=song) if call else Call(request_id=uuid.uuid4().hex, song=song))
+    enter(replace(call, song=song) if call else Call(request_id=uuid.uuid4().hex, song=song))
 
 
 def detach() -> None:
     """Let what is begun from here on outlive the current call's deadline."""
     call = _current.get()
     if call is not None:
-        _enter(replace(call, deadline_s=None))
+        enter(replace(call, deadline_s=None))
 
 
 def next_hop() -> Hop:
@@ -70,6 +70,7 @@ def next_hop() -> Hop:
     return Hop(timeout_s=timeout_s, metadata=metadata)
 
 
-def _enter(call: Call) -> None:
+def enter(call: Call) -> None:
+    """Make a call the current one, and bind its ids to logs."""
     _current.set(call)
     structlog.contextvars.bind_contextvars(request_id=call.request_id, **({"song": call.song} if call.song else {}))

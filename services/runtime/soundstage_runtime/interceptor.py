@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +24,18 @@ _HEAR_OUT_S = 0.25
 _DESCRIBE = "/soundstage.stage.v1.StageService/Describe"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Check = Callable[[str], None]
+"""Look at a call's `authorization`, empty where it has none; raise ServiceError to refuse the call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A call that has ended: how, after how long, and what was answered."""
+
+    method: str
+    outcome: str
+    duration_s: float
+    sent_bytes: int
 
 
 class ClosingError(ServiceError):
@@ -35,7 +48,9 @@ class ClosingError(ServiceError):
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps handlers. Streaming methods must be async generators, unary ones coroutines."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, check: Check | None = None, observe: Callable[[Ended], None] | None = None) -> None:
+        self._check = check
+        self._observe = observe
         self._in_flight = 0
         self._is_closed = False
         self._idle = asyncio.Event()
@@ -50,9 +65,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         await self._idle.wait()
 
     @asynccontextmanager
-    async def _admitted(self) -> AsyncGenerator[None, None]:
+    async def _admitted(self, context: Context) -> AsyncGenerator[None, None]:
         if self._is_closed:
             raise ClosingError("the server is stopping; ask another, or this one when it is back", retry_after_s=1)
+        if self._check is not None:
+            self._check(str(dict(context.invocation_metadata() or ()).get("authorization", "")))
         self._in_flight += 1
         self._idle.clear()
         try:
@@ -80,24 +97,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }[(handler.request_streaming, streams)]
         read = _read_each if handler.request_streaming else _read
         parse = partial(read, handler.request_deserializer)
-        wrapped = (self._wrap_stream if streams else self._wrap_unary)(method, cast(Any, behaviour), parse)
+        scale = _Scale(cast(Any, handler.response_serializer))
+        serve = partial(_Served, method, scale=scale, observe=self._observe)
+        wrapped = (self._wrap_stream if streams else self._wrap_unary)(serve, cast(Any, behaviour), parse)
         # Bytes are parsed by us: what cannot be parsed is then refused as any other bad request is.
-        return cast(Any, make)(wrapped, None, handler.response_serializer)
+        return cast(Any, make)(wrapped, None, scale.serialize)
 
     def _wrap_unary(
-        self, method: str, behaviour: Callable[[Any, Context], Awaitable[Any]], parse: Callable[[Any], Any]
+        self,
+        serve: Callable[[Context, Any], _Served],
+        behaviour: Callable[[Any, Context], Awaitable[Any]],
+        parse: Callable[[Any], Any],
     ) -> Callable[..., Awaitable[Any]]:
         async def unary(request: Any, context: Context) -> Any:
-            async with _Served(method, context, request), self._admitted():
+            async with serve(context, request), self._admitted(context):
                 return await behaviour(parse(request), context)
 
         return unary
 
     def _wrap_stream(
-        self, method: str, behaviour: Callable[[Any, Context], AsyncIterator[Any]], parse: Callable[[Any], Any]
+        self,
+        serve: Callable[[Context, Any], _Served],
+        behaviour: Callable[[Any, Context], AsyncIterator[Any]],
+        parse: Callable[[Any], Any],
     ) -> Callable[..., AsyncIterator[Any]]:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with _Served(method, context, request), self._admitted():
+            async with serve(context, request), self._admitted(context):
                 responses = cast(Any, behaviour(parse(request), context))
                 try:
                     async for response in responses:
@@ -133,13 +158,30 @@ async def _hear_out(request: Any) -> None:
                     pass
 
 
-class _Served:
-    """The span of one call, as a context manager: logs its end, turns errors into an abort."""
+class _Scale:
+    """Serializes a call's responses, and adds up what they weigh."""
 
-    def __init__(self, method: str, context: Context, request: Any) -> None:
+    def __init__(self, serialize: Callable[[Any], bytes]) -> None:
+        self._serialize = serialize
+        self.sent_bytes = 0
+
+    def serialize(self, response: Any) -> bytes:
+        data = self._serialize(response)
+        self.sent_bytes += len(data)
+        return data
+
+
+class _Served:
+    """The span of one call, as a context manager: logs and tells its end, turns errors into an abort."""
+
+    def __init__(
+        self, method: str, context: Context, request: Any, *, scale: _Scale, observe: Callable[[Ended], None] | None
+    ) -> None:
         self._method = method
         self._context = context
         self._request = request
+        self._scale = scale
+        self._observe = observe
 
     async def __aenter__(self) -> None:
         self._started_s = time.monotonic()
@@ -158,10 +200,9 @@ class _Served:
                 await abort(self._context, ServiceError("an internal error; the server's log has it by request id"))
         finally:
             log = _log.debug if self._method == _DESCRIBE else _log.info  # asked before every song
-            log(
-                "rpc_finished",
-                method=self._method,
-                outcome=outcome,
-                duration_s=round(time.monotonic() - self._started_s, 4),
-            )
+            duration_s = time.monotonic() - self._started_s
+            log("rpc_finished", method=self._method, outcome=outcome, duration_s=round(duration_s, 4))
+            if self._observe is not None:
+                sent_bytes = self._scale.sent_bytes
+                self._observe(Ended(method=self._method, outcome=outcome, duration_s=duration_s, sent_bytes=sent_bytes))
             structlog.contextvars.clear_contextvars()

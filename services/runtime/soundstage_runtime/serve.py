@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from soundstage_runtime.errors import StartError
-from soundstage_runtime.interceptor import CallInterceptor
+from soundstage_runtime.interceptor import CallInterceptor, Check, Ended
 from soundstage_runtime.settings import ServerSettings
 
 _log = structlog.get_logger()
@@ -61,10 +61,23 @@ class Service:
     add: Callable[[grpc.aio.Server], None]
 
 
+class Door(Protocol):
+    """Another way into the process, beside gRPC."""
+
+    async def open(self) -> None:
+        """Let calls in; raises StartError."""
+        ...
+
+    async def close(self, *, drain_s: float, grace_s: float) -> None:
+        """End as Server.stop does."""
+        ...
+
+
 class Server:
     """Services behind one port, with health and reflection.
 
-    Health is NOT_SERVING, overall and per service, until `warm_up` has gone through the real port.
+    Health is NOT_SERVING, overall and per service, until `warm_up` has gone through the real port. `check` decides who
+    may call, and `observe` is told of every call that has ended; health and reflection are open to all.
     """
 
     def __init__(
@@ -74,12 +87,14 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 0,
         warm_up: Callable[[grpc.aio.Channel], Awaitable[None]] | None = None,
+        check: Check | None = None,
+        observe: Callable[[Ended], None] | None = None,
     ) -> None:
         self._services = services
         self._host, self._wanted_port = host, port
         self._warm_up = warm_up
         self._health = HealthServicer()
-        self._calls = CallInterceptor()
+        self._calls = CallInterceptor(check=check, observe=observe)
         self._server = grpc.aio.server(interceptors=[self._calls], options=SERVER_OPTIONS)
         self.port = 0
 
@@ -141,8 +156,11 @@ async def serve(
     *,
     warm_up: Callable[[grpc.aio.Channel], Awaitable[None]],
     lost: Callable[[], Coroutine[Any, Any, str]] | None = None,
+    check: Check | None = None,
+    observe: Callable[[Ended], None] | None = None,
+    door: Door | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and stop.
+    """Serve until SIGTERM or SIGINT, then drain and stop; a `door` opens after the server and closes beside it.
 
     Stops too when `lost` returns, which says what was lost, and raises LostError: whoever started the process starts
     another.
@@ -151,8 +169,14 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
-    server = Server(services, host=settings.host, port=settings.port, warm_up=warm_up)
-    start, end = asyncio.create_task(server.start()), asyncio.create_task(ended.wait())
+    server = Server(services, host=settings.host, port=settings.port, warm_up=warm_up, check=check, observe=observe)
+
+    async def open_all() -> None:
+        await server.start()
+        if door is not None:
+            await door.open()
+
+    start, end = asyncio.create_task(open_all()), asyncio.create_task(ended.wait())
     loss = asyncio.create_task(lost() if lost is not None else asyncio.Event().wait())
     try:
         await asyncio.wait({start, end, loss}, return_when=asyncio.FIRST_COMPLETED)
@@ -165,5 +189,7 @@ async def serve(
     finally:
         for task in (start, end, loss):
             task.cancel()
-        await server.stop(drain_s=settings.drain_s, grace_s=settings.grace_s)
+        drain_s, grace_s = settings.drain_s, settings.grace_s
+        closing = [door.close(drain_s=drain_s, grace_s=grace_s)] if door is not None else []
+        await asyncio.gather(server.stop(drain_s=drain_s, grace_s=grace_s), *closing)
     _log.info("stopped")
