@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(shell cd protos && find soundstage -name '*.proto' | sort)
 
-.PHONY: help demo test test-node test-vllm test-all check gen fmt clean
+.PHONY: help demo test test-node test-go test-cpp test-vllm test-all check gen fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,10 +11,16 @@ demo: .venv/ready ## make a 20 s song with four processes on tiny random models,
 	$(BIN)/soundstage demo --output demo.wav
 
 test: .venv/ready ## run the tests that need Python alone
-	$(BIN)/pytest -m "not node and not gpu and not vllm"
+	$(BIN)/pytest -m "not node and not go and not cpp and not gpu and not vllm"
 
 test-node: .venv/ready clients/node/node_modules ## run the tests that need Node.js and npm
 	$(BIN)/pytest -m "node and not gpu"
+
+test-go: .venv/ready ## run the tests that need Go
+	$(BIN)/pytest -m "go and not gpu"
+
+test-cpp: .venv/ready ## run the tests that need a C++ compiler
+	$(BIN)/pytest -m "cpp and not gpu"
 
 test-vllm: .venv/ready .venv-vllm/ready ## type-check and test what needs vLLM, on the CPU
 	$(BIN)/pyright --project services/lm/pyright-vllm.json
@@ -22,7 +28,7 @@ test-vllm: .venv/ready .venv-vllm/ready ## type-check and test what needs vLLM, 
 	PYTHONPATH=services/lm/tests/interpreted TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 OMP_NUM_THREADS=1 \
 	  .venv-vllm/bin/python -m pytest -m vllm -W default services/lm -k "eight_songs and 2.0 or late or runner"
 
-test-all: test test-node test-vllm ## run all tests
+test-all: test test-node test-go test-cpp test-vllm ## run all tests
 
 check: .venv/ready .venv-gen/ready ## format, lint, types, protos, stub drift
 	$(BIN)/ruff format --check .
@@ -45,7 +51,7 @@ fmt: .venv/ready ## format Python and protos
 	$(BIN)/buf format --write
 
 clean: ## remove what make made
-	rm -rf .venv .venv-gen .venv-vllm .demo clients/node/node_modules demo.wav
+	rm -rf .venv .venv-gen .venv-vllm .demo clients/node/node_modules clients/*/build demo.wav
 
 # torch first: constraints.txt names the one build that all else is tested with.
 .venv/ready: pyproject.toml constraints.txt

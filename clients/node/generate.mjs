@@ -1,54 +1,116 @@
-// Makes a song and writes raw PCM (48 kHz, stereo, s16) as it comes; "-" writes to stdout, for a player:
-//   node generate.mjs "a calm piano" 10 song.pcm [address]
-//   node generate.mjs "a calm piano" 10 - | ffplay -f s16le -ar 48000 -ch_layout stereo -
+// Makes a song and writes it as it comes, to a file or to a player; after a lost connection it goes on where it was.
 import fs from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
 import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
 
-const [caption, duration = "10", output = "song.pcm", address = "127.0.0.1:50050"] = process.argv.slice(2);
+const MAX_FAILURES = 4; // in a row
 
-const protos = fileURLToPath(new URL("../../protos", import.meta.url));
-const definition = loader.loadSync("soundstage/music/v1/song_service.proto", {
-  includeDirs: [protos], keepCase: true, longs: Number, enums: String, oneofs: true,
+const { values: options } = parseArgs({
+  options: {
+    caption: { type: "string", default: "" },
+    duration: { type: "string", default: "10" }, // in seconds
+    seed: { type: "string" }, // drawn by the server when absent
+    encoding: { type: "string", default: "PCM" }, // or WAV, FLAC, MP3, OGG_OPUS, WEBM_OPUS, MP4_AAC, MP4_OPUS
+    output: { type: "string", default: "song.pcm" }, // a file, or "-" for stdout
+    address: { type: "string", default: "127.0.0.1:50050" },
+  },
 });
-const { SongService } = grpc.loadPackageDefinition(definition).soundstage.music.v1;
 
-const client = new SongService(address, grpc.credentials.createInsecure());
-const fail = (message) => {
-  console.error(message);
-  process.exitCode = 1;
-  call.cancel();
-};
-let sink; // opened with the first audio: a refused request leaves no empty file behind
-const open = () => {
-  sink = output === "-" ? process.stdout : fs.createWriteStream(output);
-  sink.on("error", (error) => fail(`${output} cannot be written: ${error.message}`));
-};
-const call = client.GenerateSong({ caption, metadata: { duration_s: Number(duration) } });
+const folder = (path) => fileURLToPath(new URL(path, import.meta.url));
+const definitions = loader.loadSync(["soundstage/music/v1/song_service.proto", "errors.proto"], {
+  includeDirs: [folder("../../protos"), folder("..")], keepCase: true, longs: Number, enums: String, oneofs: true, defaults: true,
+});
+const { SongService } = grpc.loadPackageDefinition(definitions).soundstage.music.v1;
+const client = new SongService(options.address, grpc.credentials.createInsecure());
 
-const show = {
-  accepted: ({ song, seeds }) => console.error(`${song}, seed ${seeds}`),
+const encoding = `ENCODING_${options.encoding}`;
+const isKnown = definitions["soundstage.type.v1.Encoding"].type.value.some(({ name }) => name === encoding);
+if (!isKnown) {
+  console.error(`--encoding is ${options.encoding}; soundstage/type/v1/audio.proto has the names`);
+  process.exit(2);
+}
+let sink, song, nextFrame = 0, failures = 0;
+
+// Resolves when the bytes are gone: a slow player slows the stream, and nothing piles up here.
+const write = (data) => new Promise((resolve, reject) => {
+  // Opened only now: a refused request leaves no empty file behind.
+  sink ??= (options.output === "-" ? process.stdout : fs.createWriteStream(options.output)).on("error", reject);
+  sink.write(data, (error) => (error ? reject(error) : resolve()));
+});
+
+// Of GenerateSong and of StreamAudio, whose audio events have the same names.
+const take = {
+  accepted: (accepted) => {
+    song = accepted.song;
+    console.error(`${song}, seed ${accepted.seeds[0]}`);
+  },
   plan: ({ metadata: m }) => console.error(`plan: ${m.bpm} bpm, ${m.key_scale}, ${m.duration_s} s`),
   progress: ({ stage, done, total }) => console.error(`${stage} ${done}/${total}`),
-  audio_header: ({ frame_count, sample_rate_hz }) => {
-    console.error(`audio: ${frame_count / sample_rate_hz} s`);
-    open();
-  },
-  completed: ({ pcm_sha256, peak }) => console.error(`done: peak ${peak}, sha256 ${pcm_sha256.toString("hex")}`),
-  // Reading waits while the sink is full: a slow player slows the stream, and nothing piles up here.
-  audio_chunk: ({ data }) => {
-    if (!sink.write(data)) {
-      call.pause();
-      sink.once("drain", () => call.resume());
-    }
+  audio_chunk: async ({ first_frame, frame_count, data }) => {
+    await write(data);
+    const end = first_frame + frame_count;
+    if (end <= nextFrame) return;
+    [nextFrame, failures] = [end, 0];
+    console.error(`audio up to frame ${end}`);
   },
 };
 
-call.on("data", (response) => show[response.event](response[response.event]));
-call.on("end", () => output === "-" || sink.end());
-call.on("error", (error) => {
-  if (error.code === grpc.status.CANCELLED) return;
-  fail(`${grpc.status[error.code]}: ${error.details}`);
+const rest = () => {
+  const request = { song, first_frame: nextFrame, output: { format: { encoding } } };
+  if (encoding === "ENCODING_WAV" && sink) {
+    request.output.format.encoding = "ENCODING_PCM"; // the header has come
+  } else if (!["ENCODING_WAV", "ENCODING_PCM"].includes(encoding) && options.output !== "-") {
+    [request.first_frame, sink] = [0, undefined]; // other files must be of one piece
+  }
+  console.error(`the connection was lost; going on at frame ${request.first_frame}`);
+  return request;
+};
+
+const run = async (request) => {
+  let events = client.GenerateSong(request);
+  for (;;) {
+    try {
+      for await (const response of events) await take[response.event]?.(response[response.event]);
+      return;
+    } catch (error) {
+      if (error.code !== grpc.status.UNAVAILABLE || !song || failures === MAX_FAILURES) throw error;
+    }
+    await sleep(200 * 2 ** failures++);
+    events = client.StreamAudio(rest());
+  }
+};
+
+// Prints a call's status, and its google.rpc details on lines of their own.
+const explain = (error) => {
+  console.error(`${grpc.status[error.code]}: ${error.details}`);
+  const [bytes] = error.metadata.get("grpc-status-details-bin");
+  const details = bytes ? definitions["google.rpc.Status"].deserialize(bytes).details : [];
+  for (const { type_url, value } of details) {
+    const detail = definitions[type_url.split("/").pop()]?.deserialize(value) ?? {};
+    if (detail.reason) console.error(`  reason: ${detail.reason}`);
+    for (const { field, description } of detail.field_violations ?? []) console.error(`  ${field}: ${description}`);
+    const delay = detail.retry_delay;
+    if (delay) console.error(`  try again in ${delay.seconds + delay.nanos / 1e9} s`);
+  }
+};
+
+// Detached, the song would be finished for nobody.
+const cancel = (reason) => client.CancelSong({ song }, { deadline: Date.now() + 5000 }, () => {
+  console.error(`cancelled: ${reason}`);
+  process.exit(1);
 });
-process.on("SIGINT", () => call.cancel());
+process.on("SIGINT", () => cancel("Ctrl-C"));
+
+try {
+  const seeds = options.seed === undefined ? [] : [Number(options.seed)];
+  const metadata = { duration_s: Number(options.duration) };
+  await run({ caption: options.caption, seeds, metadata, output: { format: { encoding } }, detach: true });
+} catch (error) {
+  if (error.metadata) {
+    explain(error);
+    process.exitCode = 1;
+  } else cancel(error.message);
+}

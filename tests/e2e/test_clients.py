@@ -1,0 +1,295 @@
+"""The clients in four languages: before a service that fails in every way, and before real processes."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import numpy as np
+import pytest
+
+from soundstage.music.v1.song_service_pb2 import (
+    STAGE_LM,
+    Accepted,
+    CancelSongRequest,
+    CancelSongResponse,
+    GenerateSongRequest,
+    GenerateSongResponse,
+    Progress,
+    StreamAudioRequest,
+    StreamAudioResponse,
+)
+from soundstage.music.v1.song_service_pb2_grpc import SongServiceServicer, add_SongServiceServicer_to_server
+from soundstage.type.v1.audio_pb2 import AudioChunk, AudioFormat, AudioHeader, AudioTrailer, Encoding
+from soundstage_runtime.errors import InvalidRequestError, OverloadedError, ServiceError, Violation, to_status
+
+CLIENTS = Path(__file__).parents[2] / "clients"
+PROGRAMS = {
+    "python": [sys.executable, str(CLIENTS / "python/generate.py")],
+    "node": ["node", str(CLIENTS / "node/generate.mjs")],
+    "go": [str(CLIENTS / "go/build/generate")],
+    "cpp": [str(CLIENTS / "cpp/build/generate")],
+}
+SONG = "songs/1"
+CHUNK_FRAMES = 100
+NUM_FRAMES = 10 * CHUNK_FRAMES
+PCM = np.random.default_rng(0).bytes(NUM_FRAMES * 4)
+HEADERS = {"WAV": b"a header", "FLAC": b"another"}  # containers of this service: a header, then PCM
+Context = grpc.ServicerContext
+SomeMethods: Any = SongServiceServicer  # of which a fake has but those that are called
+
+
+@pytest.fixture(params=["python", *(pytest.param(x, marks=getattr(pytest.mark, x)) for x in ("node", "go", "cpp"))])
+def client(request: pytest.FixtureRequest) -> list[str]:
+    """The command of a client, which is built if it must be."""
+    folder = CLIENTS / request.param
+    if (folder / "Makefile").exists():
+        subprocess.run(["make", "--silent", "--directory", str(folder)], check=True)
+    return PROGRAMS[request.param]
+
+
+def audio(encoding: str, first_frame: int, last_frame: int = NUM_FRAMES) -> Iterator[AudioHeader | AudioChunk]:
+    """A header, and the song from a frame on."""
+    audio_format = AudioFormat(encoding=Encoding.Value(f"ENCODING_{encoding}"), sample_rate_hz=48_000, channels=2)
+    yield AudioHeader(format=audio_format, first_frame=first_frame, frame_count=last_frame - first_frame)
+    if encoding in HEADERS:
+        yield AudioChunk(first_frame=first_frame, data=HEADERS[encoding])
+    for frame in range(first_frame, last_frame, CHUNK_FRAMES):
+        end = min(frame + CHUNK_FRAMES, last_frame)
+        yield AudioChunk(first_frame=frame, frame_count=end - frame, data=PCM[frame * 4 : end * 4])
+
+
+class Dropping(SomeMethods):
+    """Loses the connection of each call after the next of `survivals` pieces of audio, and of later calls never."""
+
+    def __init__(self, survivals: Sequence[int]) -> None:
+        self.survivals = list(survivals)
+        self.generated: list[GenerateSongRequest] = []
+        self.streamed: list[StreamAudioRequest] = []
+        self.cancelled = threading.Event()
+
+    def GenerateSong(self, request: GenerateSongRequest, context: Context) -> Iterator[GenerateSongResponse]:
+        self.generated.append(request)
+        yield GenerateSongResponse(accepted=Accepted(song=SONG, seeds=request.seeds or [7]))
+        yield GenerateSongResponse(progress=Progress(stage=STAGE_LM, done=1, total=2))
+        for piece in self._survivors(request.output.format, 0, context):
+            if isinstance(piece, AudioHeader):
+                yield GenerateSongResponse(audio_header=piece)
+            else:
+                yield GenerateSongResponse(audio_chunk=piece)
+
+    def StreamAudio(self, request: StreamAudioRequest, context: Context) -> Iterator[StreamAudioResponse]:
+        self.streamed.append(request)
+        assert request.song == SONG
+        for piece in self._survivors(request.output.format, request.first_frame, context):
+            if isinstance(piece, AudioHeader):
+                yield StreamAudioResponse(audio_header=piece)
+            else:
+                yield StreamAudioResponse(audio_chunk=piece)
+        yield StreamAudioResponse(audio_trailer=AudioTrailer(frame_count=NUM_FRAMES - request.first_frame))
+
+    def CancelSong(self, request: CancelSongRequest, context: Context) -> CancelSongResponse:
+        assert request.song == SONG
+        self.cancelled.set()
+        return CancelSongResponse()
+
+    def _survivors(
+        self, audio_format: AudioFormat, first_frame: int, context: Context
+    ) -> Iterator[AudioHeader | AudioChunk]:
+        num_pieces = self.survivals.pop(0) if self.survivals else None
+        name = Encoding.Name(audio_format.encoding).removeprefix("ENCODING_")
+        for index, piece in enumerate(audio(name, first_frame)):
+            if index == num_pieces:
+                break
+            yield piece
+        if num_pieces is not None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the wire was cut")
+
+
+class Endless(Dropping):
+    """Sends the beginning of a song, and then nothing until it is told to stop."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.ended = threading.Event()
+
+    def GenerateSong(self, request: GenerateSongRequest, context: Context) -> Iterator[GenerateSongResponse]:
+        context.add_callback(self.ended.set)
+        yield from super().GenerateSong(request, context)
+        self.ended.wait()
+
+
+class Refusing(SomeMethods):
+    """Refuses every song."""
+
+    def __init__(self, error: ServiceError) -> None:
+        self._error = error
+
+    def GenerateSong(self, request: GenerateSongRequest, context: Context) -> NoReturn:
+        details = to_status(self._error).SerializeToString()
+        context.set_trailing_metadata((("grpc-status-details-bin", details),))
+        context.abort(self._error.code, self._error.message)
+
+
+class Served:
+    """A service on a port of its own."""
+
+    def __init__(self, service: SongServiceServicer) -> None:
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        add_SongServiceServicer_to_server(service, self._server)
+        self._port = self._server.add_insecure_port("127.0.0.1:0")
+
+    def __enter__(self) -> str:
+        self._server.start()
+        return f"127.0.0.1:{self._port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None).wait()
+
+
+def run(client: list[str], address: str, **flags: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command(client, address, **flags), capture_output=True, timeout=120, check=False)
+
+
+def command(client: list[str], address: str, **flags: Any) -> list[str]:
+    flags = {"caption": "a calm piano", "address": address} | flags
+    return [*client, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]
+
+
+# Before the header, between header and audio, in the middle, again at once, and behind the last frame.
+SURVIVALS = [0, 1, 2, 3, 0, 0, 5, 2, 1, 4]
+
+
+def test_a_song_piped_through_lost_connections_is_whole(client: list[str]) -> None:
+    service = Dropping(SURVIVALS)
+    with Served(service) as address:
+        done = run(client, address, duration=2.5, seed=9, output="-")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == PCM
+    asked = service.generated[0]
+    assert (asked.caption, asked.metadata.duration_s, list(asked.seeds), asked.detach) == (
+        "a calm piano",
+        2.5,
+        [9],
+        True,
+    )
+    assert [request.first_frame for request in service.streamed] == [0, 0, 100, 300, 300, 300, 700, 800, 800, 1000]
+    assert {(request.variant, request.HasField("frame_count")) for request in service.streamed} == {(0, False)}
+    for word in (SONG, "STAGE_LM", "frame 1000"):
+        assert word in done.stderr.decode()
+
+
+def test_a_wav_goes_on_behind_its_one_header(client: list[str], tmp_path: Path) -> None:
+    service = Dropping([1, 2, 3])
+    path = tmp_path / "song.wav"
+    with Served(service) as address:
+        done = run(client, address, encoding="WAV", output=path)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == HEADERS["WAV"] + PCM
+    assert [Encoding.Name(r.output.format.encoding) for r in service.streamed] == ["ENCODING_WAV"] + 2 * [
+        "ENCODING_PCM"
+    ]
+    assert [request.first_frame for request in service.streamed] == [0, 0, 200]
+
+
+def test_a_file_that_cannot_be_joined_begins_again(client: list[str], tmp_path: Path) -> None:
+    service = Dropping([8, 5])
+    path = tmp_path / "song.flac"
+    with Served(service) as address:
+        done = run(client, address, encoding="FLAC", output=path)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == HEADERS["FLAC"] + PCM
+    assert [request.first_frame for request in service.streamed] == [0, 0]
+
+
+def test_a_lost_service_is_given_up(client: list[str], tmp_path: Path) -> None:
+    service = Dropping(50 * [2])
+    service.survivals[1:] = 50 * [0]
+    with Served(service) as address:
+        done = run(client, address, output=tmp_path / "song.pcm")
+    assert done.returncode == 1
+    assert b"the wire was cut" in done.stderr
+    assert len(service.streamed) == 4
+
+
+def test_a_service_that_loses_every_file_is_given_up(client: list[str], tmp_path: Path) -> None:
+    service = Dropping(50 * [4])
+    with Served(service) as address:
+        done = run(client, address, encoding="FLAC", output=tmp_path / "song.flac")
+    assert done.returncode == 1
+    assert len(service.streamed) == 4
+
+
+def test_bad_fields_are_named_line_by_line(client: list[str], tmp_path: Path) -> None:
+    bad = [Violation(field="caption", description="is empty"), Violation(field="seeds[0]", description="is odd")]
+    with Served(Refusing(InvalidRequestError(bad))) as address:
+        done = run(client, address, output=tmp_path / "song.pcm")
+    assert done.returncode == 1
+    lines = [line.strip() for line in done.stderr.decode().splitlines()]
+    assert {"caption: is empty", "seeds[0]: is odd"} <= set(lines)
+    assert any("INVALID_REQUEST" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_service_says_when_to_try_again(client: list[str], tmp_path: Path) -> None:
+    with Served(Refusing(OverloadedError("all places are taken", retry_after_s=42))) as address:
+        done = run(client, address, output=tmp_path / "song.pcm")
+    assert done.returncode == 1
+    lines = done.stderr.decode().splitlines()
+    assert any("all places are taken" in line for line in lines)
+    assert any("QUEUE_FULL" in line for line in lines)
+    assert any("again" in line or "retry" in line for line in lines if "42" in line)
+
+
+def test_ctrl_c_cancels_the_song(client: list[str], tmp_path: Path) -> None:
+    service = Endless()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a child inherits it where it is ignored
+    with Served(service) as address:
+        line = command(client, address, output=tmp_path / "song.pcm")
+        with subprocess.Popen(line, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            assert any(b"frame 1000" in said for said in process.stderr)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 1
+        assert service.cancelled.is_set()
+        assert service.ended.wait(60)
+
+
+def test_a_player_that_goes_away_cancels_the_song(client: list[str]) -> None:
+    service = Endless()
+    with (
+        Served(service) as address,
+        subprocess.Popen(
+            command(client, address, output="-"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process,
+    ):
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1, errors
+        assert service.cancelled.is_set()
+        assert b"Traceback" not in errors
+
+
+def test_a_file_that_cannot_be_written_cancels_the_song(client: list[str], tmp_path: Path) -> None:
+    service = Endless()
+    path = tmp_path / "nowhere" / "song.pcm"
+    with Served(service) as address:
+        done = run(client, address, output=path)
+    assert done.returncode == 1
+    assert str(path) in done.stderr.decode()
+    assert service.cancelled.is_set()
+
+
+def test_an_unknown_encoding_is_refused(client: list[str], tmp_path: Path) -> None:
+    service = Endless()
+    with Served(service) as address:
+        done = run(client, address, encoding="AIFF", output=tmp_path / "song.aiff")
+    assert done.returncode != 0
+    assert b"AIFF" in done.stderr
+    assert service.generated == []
