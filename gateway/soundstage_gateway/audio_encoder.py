@@ -61,14 +61,14 @@ class Encoder(Protocol):
         ...
 
 
-def open_encoder(audio_format: AudioFormat) -> Encoder:
-    """Open an encoder of a complete format.
+def open_encoder(audio_format: AudioFormat, *, frame_count: int = 0) -> Encoder:
+    """Open an encoder of a complete format. `frame_count` is what FLAC says of its length; 0 if nobody knows it.
 
     Of stereo at 48 kHz one core writes PCM and WAV 10000 times as fast as it plays, FLAC 800, Opus 130, MP3 and AAC 40
     times: half a second of those takes 12 ms, in which other threads may run.
     """
     is_plain = audio_format.encoding in (ENCODING_PCM, ENCODING_WAV)
-    return _PlainEncoder(audio_format) if is_plain else _CodecEncoder(audio_format)
+    return _PlainEncoder(audio_format) if is_plain else _CodecEncoder(audio_format, frame_count)
 
 
 class _PlainEncoder:
@@ -141,7 +141,7 @@ _RECIPES: Final = {
 class _CodecEncoder:
     """Encodes with FFmpeg. What is louder than full scale is clipped before a lossy codec hears it."""
 
-    def __init__(self, audio_format: AudioFormat) -> None:
+    def __init__(self, audio_format: AudioFormat, frame_count: int) -> None:
         recipe = _RECIPES[audio_format.encoding]
         self.delay_frames = recipe.delay_frames
         self._format = audio_format
@@ -163,6 +163,8 @@ class _CodecEncoder:
         if audio_format.bit_rate_bps:
             self._stream.bit_rate = audio_format.bit_rate_bps
         self._container.start_encoding()
+        if audio_format.encoding == ENCODING_FLAC:
+            self._outlet.data = _tell_length(self._outlet.data, frame_count)
         self._ends = deque([0] * (recipe.held_packets + 1), recipe.held_packets + 1)
         self._fed_frames = self._written_frames = self._told_frames = 0
 
@@ -209,6 +211,12 @@ class _Outlet:
     def write(self, data: bytes) -> int:
         self.data += data
         return len(data)
+
+
+def _tell_length(header: bytes, frame_count: int) -> bytes:
+    """Write a number of frames into a FLAC file's header: the 36 bits that end with byte 26."""
+    (word,) = struct.unpack_from(">Q", header, 18)
+    return header[:18] + struct.pack(">Q", word | frame_count) + header[26:]
 
 
 def _arrange(samples: NDArray[np.float32], sample_format: str) -> NDArray[Any]:

@@ -43,7 +43,7 @@ async def play(
     start = 0 if is_resampled else first_frame
     mastering = Mastering(output, song_frames=tape.num_frames, peak=peak, start_frame=start)
     stop = _find_stop(first_frame, frame_count, mastering.num_frames)
-    encoder = open_encoder(output.format)
+    encoder = open_encoder(output.format, frame_count=stop - first_frame)
     yield StreamAudioResponse(
         audio_header=AudioHeader(
             format=output.format,

@@ -3,6 +3,7 @@
 import gc
 import io
 import resource
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,6 +233,26 @@ def as_bytes(decoded: NDArray[Any], audio_format: AudioFormat) -> bytes:
     octets = np.ascontiguousarray(decoded).reshape(-1, 1).view(np.uint8)
     assert not octets[:, 0].any()
     return octets[:, 1:].tobytes()
+
+
+@pytest.mark.parametrize("audio_format", [f for f in LOSSLESS_FORMATS if f.encoding == ENCODING_FLAC], ids=name)
+def test_a_flac_file_says_its_length_so_that_readers_can_seek(audio_format: AudioFormat) -> None:
+    song = words(20_011, audio_format.channels)
+    encoder = open_encoder(audio_format, frame_count=len(song))
+    data = joined(encoder.encode(song) + encoder.finish())
+    with av.open(io.BytesIO(data)) as container:
+        [stream] = container.streams.audio
+        assert (stream.duration, stream.time_base) == (20_011, Fraction(1, audio_format.sample_rate_hz))
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        assert file.frames == 20_011
+        file.seek(12_345)
+        read = file.read(dtype=SOUNDFILE_KINDS[audio_format.sample_format], always_2d=True)
+    assert as_bytes(read, audio_format) == to_bytes(song[12_345:], audio_format.sample_format)
+
+
+def test_a_flac_file_of_unknown_length_says_so() -> None:
+    [header, *_] = encode(complete(encoding=ENCODING_FLAC), words(20_011, 2))
+    assert int.from_bytes(header.data[18:26]) % 2**36 == 0
 
 
 @pytest.mark.parametrize("sample_format", [SAMPLE_FORMAT_S16, SAMPLE_FORMAT_S24, SAMPLE_FORMAT_F32])

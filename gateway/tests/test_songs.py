@@ -2,12 +2,14 @@
 
 import asyncio
 import hashlib
+import io
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import soundfile
 
 from soundstage.music.v1.song_service_pb2 import (
     SONG_STATE_CANCELLED,
@@ -27,7 +29,7 @@ from soundstage.music.v1.song_service_pb2 import (
     WatchSongRequest,
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
+from soundstage.type.v1.audio_pb2 import ENCODING_FLAC, SAMPLE_FORMAT_F32
 from soundstage_runtime.errors import read_details
 
 if TYPE_CHECKING:
@@ -210,7 +212,9 @@ async def test_the_oldest_songs_go_when_there_is_no_room(deploy: Deploy) -> None
     ("fields", "field", "words"),
     [
         ({"first_frame": FRAMES}, "first_frame", f"is {FRAMES}; the song has frames 0 to {FRAMES - 1}"),
+        ({"first_frame": 2**64 - 1, "frame_count": 1}, "first_frame", f"is {2**64 - 1}; the song has frames 0 to"),
         ({"first_frame": 5, "frame_count": FRAMES}, "frame_count", f"is {FRAMES}; must be 1 to {FRAMES - 5}"),
+        ({"first_frame": 1, "frame_count": 2**64 - 1}, "frame_count", f"is {2**64 - 1}; must be 1 to {FRAMES - 1}"),
         ({"frame_count": 0}, "frame_count", "is 0; must be 1 to"),
         ({"variant": 1}, "variant", "is 1; "),
         ({"output": {"gain_db": 99}}, "output.gain_db", "is 99; must be -60 to 20"),
@@ -224,6 +228,13 @@ async def test_a_bad_range_is_refused_by_its_name(
     [violation] = read_details(error).violations
     assert violation.field == field
     assert words in violation.description
+
+
+async def test_a_range_in_flac_says_its_own_length(deploy: Deploy) -> None:
+    output = {"format": {"encoding": ENCODING_FLAC, "sample_rate_hz": 24_000}}
+    async with deploy() as deployment:
+        events = await stream(deployment, await made(deployment), first_frame=7, frame_count=50_001, output=output)
+    assert soundfile.info(io.BytesIO(pcm(events))).frames == events[0].audio_header.frame_count == 50_001
 
 
 async def test_a_song_streams_while_it_is_still_being_decoded(deploy: Deploy) -> None:
