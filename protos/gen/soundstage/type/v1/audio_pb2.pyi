@@ -62,7 +62,7 @@ class _EncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Encoding.Val
     ENCODING_WAV: _Encoding.ValueType  # 2
     """ENCODING_WAV is a WAV file whose length fields say "unknown", and PCM."""
     ENCODING_FLAC: _Encoding.ValueType  # 3
-    """ENCODING_FLAC is a FLAC file, of S16 or S24."""
+    """ENCODING_FLAC is a FLAC file, of S16 or S24, whose header says how many frames the stream will carry."""
     ENCODING_MP3: _Encoding.ValueType  # 4
     """ENCODING_MP3 is MPEG-1 or MPEG-2 layer III."""
     ENCODING_OGG_OPUS: _Encoding.ValueType  # 5
@@ -84,7 +84,7 @@ ENCODING_PCM: Encoding.ValueType  # 1
 ENCODING_WAV: Encoding.ValueType  # 2
 """ENCODING_WAV is a WAV file whose length fields say "unknown", and PCM."""
 ENCODING_FLAC: Encoding.ValueType  # 3
-"""ENCODING_FLAC is a FLAC file, of S16 or S24."""
+"""ENCODING_FLAC is a FLAC file, of S16 or S24, whose header says how many frames the stream will carry."""
 ENCODING_MP3: Encoding.ValueType  # 4
 """ENCODING_MP3 is MPEG-1 or MPEG-2 layer III."""
 ENCODING_OGG_OPUS: Encoding.ValueType  # 5
@@ -117,7 +117,11 @@ class AudioFormat(_message.Message):
     channels: _builtins.int
     """channels is 2, or 1 for the mean of both. Default 2."""
     bit_rate_bps: _builtins.int
-    """bit_rate_bps is the bit rate of a lossy encoding, in bits a second, 32000 to 320000. Default 192000; 128000 for Opus."""
+    """bit_rate_bps is the bit rate of a lossy encoding, in bits a second: 32000 to 320000, but at most 160000 for MP3 at
+    24000 Hz, 256000 for Opus in mono, and 6 times the samples of all channels a second for AAC, which is 288000 for mono
+    at 48000 Hz, 264600 at 44100 Hz, 144000 at 24000 Hz. Default 192000, 128000 for Opus, or the highest where that is
+    less. Leave it out for PCM, WAV and FLAC.
+    """
     def __init__(
         self,
         *,
@@ -147,7 +151,9 @@ class AudioHeader(_message.Message):
     FRAME_COUNT_FIELD_NUMBER: _builtins.int
     ENCODER_DELAY_FRAMES_FIELD_NUMBER: _builtins.int
     media_type: _builtins.str
-    """media_type is the MIME type of all chunk data joined: "audio/flac"; "audio/L16" and the like for PCM."""
+    """media_type is the MIME type of all chunk data joined, as "audio/flac" or "audio/webm; codecs=opus". PCM of S16 is
+    "audio/L16; rate=48000; channels=2; endianness=little-endian", S24 "audio/L24" and F32 "audio/x-F32" with the same.
+    """
     first_frame: _builtins.int
     """first_frame is the index in the song of the stream's first audio frame."""
     frame_count: _builtins.int
