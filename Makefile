@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(shell cd protos && find soundstage -name '*.proto' | sort)
 
-.PHONY: help demo test test-node test-go test-cpp test-vllm test-all check gen fmt clean
+.PHONY: help demo test test-node test-go test-cpp test-vllm test-all check gen golden fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ gen: .venv-gen/ready ## write the stubs in protos/gen from the .proto files
 	rm -rf protos/gen/soundstage && mkdir -p protos/gen
 	cd protos && PATH="../.venv-gen/bin:$$PATH" python -m grpc_tools.protoc -I. --python_out=gen --grpc_python_out=gen \
 	  --mypy_out=quiet:gen --mypy_grpc_out=quiet:gen $(PROTOS)
+
+golden: .venv/ready ## write the golden bytes of tests/contract/golden from the JSON beside them
+	$(BIN)/python tests/contract/wire.py
 
 fmt: .venv/ready ## format Python and protos
 	$(BIN)/ruff format .
