@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Final
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
+from soundstage_device.budget import pin_budget
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
+from soundstage_device.worker import DeviceWorker
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
-from soundstage_runtime.worker import Worker
 from soundstage_vae.batching import choose_batch
 from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.memory import choose_window
 from soundstage_vae.servicer import offer, warm_up
 from soundstage_vae.settings import VaeSettings
+from soundstage_vae.size import fit, read_size
 from soundstage_vae.tiling import window_lengths
 
 _CPU_WINDOW: Final = 64
@@ -30,10 +32,12 @@ async def main(settings: VaeSettings) -> None:
     device = choose_device(settings.device)
     # bfloat16 has fewer bits than 16-bit audio, so it is never chosen unasked.
     dtype = choose_dtype("float32" if settings.dtype == "auto" else settings.dtype, device)
-    worker = Worker("vae")
-    codec = await worker.run(
-        Codec, locate(settings.model), device=device, dtype=dtype, last_layers_fp32=settings.last_layers_fp32
-    )
+    folder = locate(settings.model)
+    budget_bytes = pin_budget(settings.gpu_memory, device)
+    if budget_bytes is not None:
+        settings = fit(settings, read_size(folder), budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
+    worker = DeviceWorker("vae")
+    codec = await worker.run(Codec, folder, device=device, dtype=dtype, last_layers_fp32=settings.last_layers_fp32)
     windows, max_batch = await worker.run(plan, codec, settings)
     model = StageModel(
         name=Path(settings.model).name,

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -65,8 +66,8 @@ class Codec:
             device=device,
             dtype=dtype,
         )
-        self._encoder = halves["encoder"]
-        swap_snakes(self._encoder)
+        self.encoder = halves["encoder"]
+        swap_snakes(self.encoder)
         self.decoder = Decoder(cast(OobleckDecoder, halves["decoder"]))
         if last_layers_fp32:
             self.decoder.tail.float()
@@ -94,11 +95,17 @@ class Codec:
 
     @torch.inference_mode()
     def encode(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Encode samples [n, 2] to the posterior's mean and deviation, each [n // 1920, 64]; raises NotFiniteError."""
+        """Encode samples [n, 2] to the posterior's mean and deviation, each [n // 1920, 64].
+
+        Raises NotFiniteError and MemoryExhaustedError.
+        """
         with _exact_kernels():
-            mean, scale = self._encoder(self._to_device(np.stack([samples]))).float().chunk(2, dim=1)
-        deviation = nn.functional.softplus(scale) + 1e-4
-        posterior = _to_numpy(mean)[0], _to_numpy(deviation)[0]
+            forward = partial(self._encode, samples)
+            posterior = first_that_fits(
+                [("on the device", forward), ("again", forward)],
+                relieve=_relieve,
+                what=f"an encoding of {len(samples)} samples",
+            )
         if not all(np.isfinite(part).all() for part in posterior):
             raise self._not_finite()
         return posterior
@@ -116,6 +123,10 @@ class Codec:
     def free_bytes(self) -> int:
         """Say how much of a CUDA device's memory is free."""
         return torch.cuda.mem_get_info(self.device)[0]
+
+    def _encode(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        mean, scale = self.encoder(self._to_device(np.stack([samples]))).float().chunk(2, dim=1)
+        return _to_numpy(mean)[0], _to_numpy(nn.functional.softplus(scale) + 1e-4)[0]
 
     def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:  # [batch, frames, 64]
         batch, frames, _ = latents.shape

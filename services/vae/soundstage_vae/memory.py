@@ -58,7 +58,7 @@ def first_that_fits(attempts: Iterable[tuple[str, Callable[[], T]]], *, relieve:
         relieve()
         _log.warning("memory_ran_out", what=what, tried=name)
     raise MemoryExhaustedError(
-        f"{what} fits neither in the device's memory nor in the host's; a smaller window_frames of the codec would do"
+        f"{what} does not fit in memory, whatever was tried; a smaller window_frames of the codec would do"
     )
 
 

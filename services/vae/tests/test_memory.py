@@ -17,8 +17,8 @@ RELEASED = {"channels": 128, "multiples": [1, 2, 4, 8, 16], "strides": [10, 6, 4
 WINDOW = np.random.default_rng(3).standard_normal((8, 64)).astype(np.float32)
 
 
-def run_out(codec: Codec, times: int) -> None:
-    """Let the decoder run out of memory so many times, on the device and on the host alike."""
+def run_out(half: torch.nn.Module, times: int) -> None:
+    """Let a half of the codec run out of memory so many times, on the device and on the host alike."""
     left = [times]
 
     def hook(_module: torch.nn.Module, _arguments: object) -> None:
@@ -26,7 +26,7 @@ def run_out(codec: Codec, times: int) -> None:
             left[0] -= 1
             raise torch.OutOfMemoryError("out of memory, as the test asks")
 
-    codec.decoder.register_forward_pre_hook(hook)
+    half.register_forward_pre_hook(hook)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def scarce(tiny_vae: Path) -> Codec:
 def test_a_tile_that_does_not_fit_is_decoded_in_less_memory(
     scarce: Codec, codec: Codec, times: int, tried: list[str]
 ) -> None:
-    run_out(scarce, times)
+    run_out(scarce.decoder, times)
     with capture_logs() as logs:
         samples = scarce.decode(WINDOW)
     assert [log["tried"] for log in logs] == tried
@@ -55,7 +55,7 @@ def test_a_tile_that_does_not_fit_is_decoded_in_less_memory(
 
 
 def test_a_batch_that_does_not_fit_is_decoded_one_by_one(scarce: Codec, codec: Codec) -> None:
-    run_out(scarce, 1)
+    run_out(scarce.decoder, 1)
     with capture_logs() as logs:
         decoded = scarce.decode_batch([WINDOW, WINDOW[::-1]])
     assert [(log["what"], log["tried"]) for log in logs] == [("a batch of 2 tiles of 8 latent frames", "on the device")]
@@ -65,16 +65,25 @@ def test_a_batch_that_does_not_fit_is_decoded_one_by_one(scarce: Codec, codec: C
 
 
 def test_a_tile_that_fits_nowhere_is_refused_and_the_next_is_decoded(scarce: Codec, codec: Codec) -> None:
-    run_out(scarce, 4)
+    run_out(scarce.decoder, 4)
     with pytest.raises(MemoryExhaustedError, match="a smaller window_frames of the codec would do") as caught:
         scarce.decode(WINDOW)
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert np.array_equal(scarce.decode(WINDOW), codec.decode(WINDOW))
 
 
+def test_an_encoding_that_does_not_fit_is_tried_again_and_then_refused(scarce: Codec, codec: Codec) -> None:
+    audio = np.random.default_rng(4).uniform(-0.3, 0.3, (1920, 2)).astype(np.float32)
+    run_out(scarce.encoder, 3)
+    with pytest.raises(MemoryExhaustedError, match="an encoding of 1920 samples does not fit"):
+        scarce.encode(audio)
+    for found, wanted in zip(scarce.encode(audio), codec.encode(audio), strict=True):
+        assert np.array_equal(found, wanted)
+
+
 def test_the_host_decodes_a_narrow_codec_in_float32(tiny_vae: Path, codec: Codec) -> None:
     narrow = Codec(tiny_vae, device=torch.device("cpu"), dtype=torch.bfloat16)
-    run_out(narrow, 3)
+    run_out(narrow.decoder, 3)
     # The weights have been rounded to 8 bits, the arithmetic is not.
     assert 0 < np.abs(narrow.decode(WINDOW) - codec.decode(WINDOW)).max() < 0.05
     assert narrow.decoder.tail[-1].weight.dtype == torch.bfloat16

@@ -1,0 +1,55 @@
+"""A codec within its memory: how large it is, and how much of a song it may hold at once."""
+
+from pathlib import Path
+from typing import Final
+
+from soundstage_budget.checkpoint_size import count_parameters, file_bytes
+from soundstage_budget.models import VaeModel
+from soundstage_budget.plan import plan_vae
+from soundstage_device.budget import tell_given_up
+from soundstage_runtime.checkpoint import CheckpointError, read_json
+from soundstage_vae.settings import VaeSettings
+
+_WINDOW: Final = 64  # where none is asked for
+
+
+def read_size(folder: Path) -> VaeModel:
+    """Read the size of a checkpoint; raises CheckpointError."""
+    config, counts = read_json(folder / "config.json"), count_parameters(folder)
+    encoder, decoder = (
+        sum(count for name, count in counts.items() if name.startswith(half)) for half in ("encoder.", "decoder.")
+    )
+    try:
+        return VaeModel(
+            variant="oobleck",
+            encoder_parameters=encoder,
+            decoder_parameters=decoder,
+            encoder_channels=int(config["encoder_hidden_size"]),
+            decoder_channels=int(config["decoder_channels"]),
+            file_bytes=file_bytes(folder),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/config.json lacks a usable {error}") from error
+
+
+def fit(settings: VaeSettings, size: VaeModel, budget_bytes: int, *, dtype: str, on_card: bool) -> VaeSettings:
+    """Return settings lowered to what fits a budget; raises DoesNotFitError when not even the shortest tile does."""
+    window, batch = settings.window_frames, settings.max_batch_tiles
+    plan = plan_vae(
+        size,
+        budget_bytes=budget_bytes,
+        dtype=dtype,
+        window_frames=_WINDOW if window == "auto" else window,
+        max_tiles=1 if batch == "auto" else batch,
+        max_batch=settings.max_in_flight,
+        offloads=("none",),
+        on_card=on_card,
+    )
+    tell_given_up(plan.given_up)
+    lowered = {
+        "window_frames": plan.window_frames,
+        "first_window_frames": min(settings.first_window_frames, plan.window_frames),
+        "max_batch_tiles": plan.max_tiles,
+        "max_in_flight": plan.max_batch,
+    }
+    return settings.model_copy(update=lowered)
