@@ -72,9 +72,11 @@ def test_measures_a_tiny_transformer_and_writes_what_it_found(tmp_path: Path, mo
 @torch.inference_mode()
 def test_both_transformers_compute_the_same() -> None:
     size = dit.SIZES["tiny"]
-    plan = dit.Plan(size="tiny", cases=(), rounds=1, threads=1, device="cpu", dtype="float32")
+    plan = dit.Plan(size="tiny", cases=(), rounds=1, threads=1, device="cpu", dtype="float32", is_compiled=False)
     case = dit.Case(duration_s=5, songs=2)
-    theirs, ours = (dit.make_step(model, case, size, plan)() for model in dit.make_both(size, "cpu", torch.float32))
+    baseline = dit.make_theirs(plan)
+    models = (baseline, dit.make_ours(baseline, plan))
+    theirs, ours = (dit.make_step(model, case, size, plan)() for model in models)
     assert len(ours) == len(theirs) == 2
     for one, other in zip(ours, theirs, strict=True):
         assert one.std() > 0.01

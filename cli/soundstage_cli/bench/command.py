@@ -73,6 +73,7 @@ def dit(
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; empty for what the device likes")] = "",
     max_seconds: Annotated[int, typer.Option(min=1, help="leave out songs longer than this")] = 600,
+    compiled: Annotated[bool | None, typer.Option(help="measure both compiled too; without it, on cuda only")] = None,
 ) -> None:
     """Measure how long a diffusion step takes, against diffusers' transformer with the same weights."""
     from soundstage_cli.bench.dit import CASES, SIZES, Plan, Run, measure  # torch and diffusers take seconds to import
@@ -90,6 +91,7 @@ def dit(
         threads=threads,
         device=device,
         dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
+        is_compiled=device != "cpu" if compiled is None else compiled,
     )
     console = Console(stderr=True)
     runs: list[Run] = []

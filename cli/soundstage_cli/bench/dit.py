@@ -19,8 +19,9 @@ from soundstage_dit.model.dit import Dit
 from soundstage_dit.model.shape import DitShape, StackShape
 
 BASELINE: Final = "diffusers"
-COMPILED: Final = "diffusers, compiled"
+BASELINE_COMPILED: Final = "diffusers, compiled"
 OURS: Final = "soundstage"
+OURS_COMPILED: Final = "soundstage, compiled"
 _FRAMES_PER_S: Final = 25
 _CONDITIONS: Final = 300  # of words, lyrics and timbre: a song of two verses
 _TIME: Final = 0.5
@@ -127,6 +128,7 @@ class Plan:
     threads: int
     device: str
     dtype: str
+    is_compiled: bool  # both transformers too, compiled
 
 
 Step = Callable[[], Sequence[Tensor]]  # the velocities of all songs, [frames, channels] each
@@ -137,10 +139,14 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
     """Yield the runs of each round, the baseline first in each case."""
     torch.set_num_threads(plan.threads)
     tell(f"making random weights of size {plan.size}")
-    theirs, ours = make_both(SIZES[plan.size], plan.device, getattr(torch, plan.dtype))
+    theirs = make_theirs(plan)
+    ours = make_ours(theirs, plan)
+    pack_linears(ours)
     engines: dict[str, Any] = {BASELINE: theirs, OURS: ours}
-    if plan.device != "cpu":
-        engines[COMPILED] = compile_layers(deepcopy(theirs))
+    if plan.is_compiled:
+        tell("compiling, at the first step of each")
+        engines |= {BASELINE_COMPILED: compile_layers(deepcopy(theirs)), OURS_COMPILED: make_ours(theirs, plan)}
+        engines[OURS_COMPILED].compile_layers()
     steps = {
         (engine, case): make_step(model, case, SIZES[plan.size], plan)
         for case in plan.cases
@@ -155,20 +161,25 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
         tell(f"{f'round {number}' if number else 'rehearsal'}: {'; '.join(map(str, runs))}")
         if number:
             yield runs
+        elif plan.is_compiled and not engines[OURS_COMPILED].is_compiled:
+            tell(f"{OURS_COMPILED} is left out: the compiler failed, as the log says")
+            steps = {named: step for named, step in steps.items() if named[0] != OURS_COMPILED}
 
 
-def make_both(size: Size, device: str, dtype: torch.dtype) -> tuple[AceStepTransformer1DModel, Dit]:
-    """Make diffusers' transformer with random weights, and ours with the same."""
+def make_theirs(plan: Plan) -> AceStepTransformer1DModel:
+    """Make diffusers' transformer with random weights."""
     torch.manual_seed(0)
-    with torch.device(device):
-        theirs = AceStepTransformer1DModel(**asdict(size), audio_acoustic_hidden_dim=_CHANNELS)
-    theirs = cast(Any, theirs).to(dtype)
+    with torch.device(plan.device):
+        theirs = AceStepTransformer1DModel(**asdict(SIZES[plan.size]), audio_acoustic_hidden_dim=_CHANNELS)
+    return cast(Any, theirs).to(getattr(torch, plan.dtype)).requires_grad_(False).eval()
+
+
+def make_ours(theirs: AceStepTransformer1DModel, plan: Plan) -> Dit:
+    """Make our transformer with the very weights of theirs."""
     with torch.device("meta"):
-        ours = Dit(size.shape)
-    weights = {original_name(name): weight for name, weight in theirs.state_dict().items()}
-    ours.load_state_dict(weights, assign=True)
-    pack_linears(ours)
-    return theirs.requires_grad_(False).eval(), ours.requires_grad_(False).eval()
+        ours = Dit(SIZES[plan.size].shape)
+    ours.load_state_dict({original_name(name): weight for name, weight in theirs.state_dict().items()}, assign=True)
+    return ours.requires_grad_(False).eval()
 
 
 def compile_layers(model: AceStepTransformer1DModel) -> AceStepTransformer1DModel:

@@ -45,6 +45,9 @@ def load_models(
         _check_apart(model, models)
         quantize(model.dit, settings.quantization)
         models.append(model)
+    if settings.compile and device.type == "cuda":
+        for model in models:
+            model.dit.compile_layers()
     if max_bytes is not None and device != _CPU:
         residence = Residence(models, max_bytes=max_bytes, take=move_to(device), send=move_to(_CPU))
         return models, residence

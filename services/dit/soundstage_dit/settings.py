@@ -43,6 +43,9 @@ class DitSettings(StageSettings):
     quantization: Quantization = Field(
         "none", description="none, int8 or fp8: weights of one byte, half the memory of 16 bits; needs torchao"
     )
+    compile: bool = Field(
+        True, description="on a GPU, run the transformer's layers by one compiled function, made at the first step"
+    )
     max_batch: int = Field(8, ge=1, description="songs computed in one step; the others wait for a later one")
     max_tokens: int = Field(
         7_500, ge=1, description="computed in one step, two latent frames each; a single song may take more"

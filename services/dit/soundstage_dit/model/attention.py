@@ -129,7 +129,7 @@ class Attention(nn.Module):
         return project(self.o_proj, torch.cat([part.transpose(0, 1).flatten(1) for part in parts]), additions)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self._head_dim)).transpose(0, 1)
+        return x.unflatten(-1, (-1, self._head_dim)).transpose(-3, -2)
 
 
 class SelfAttention(Attention):
@@ -137,7 +137,7 @@ class SelfAttention(Attention):
 
     def __init__(self, shape: StackShape, window: int | None) -> None:
         super().__init__(shape)
-        self._window = window
+        self.window = window
 
     def forward(self, x: Tensor, lengths: Sequence[int], turn: Rotation, additions: Additions = NOTHING) -> Tensor:
         """Map x [tokens, width], songs of `lengths` one after another, to the same shape."""
@@ -147,7 +147,7 @@ class SelfAttention(Attention):
             for part in (rotate(self.query(x, additions), turn), rotate(keys, turn), values)
         )
         songs = zip(queries, keys, values, strict=True)
-        seen = [attend(q, k, v, self._window) for q, k, v in songs]
+        seen = [attend(q, k, v, self.window) for q, k, v in songs]
         return self.join(seen, additions)
 
 
@@ -182,9 +182,10 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
         """Map x [tokens, width] to the same shape."""
         if additions or x.device.type != "cpu":
-            return self._change(x, additions)
-        return torch.cat([self._change(piece, NOTHING) for piece in x.split(_PIECE)])
+            return self.change(x, additions)
+        return torch.cat([self.change(piece) for piece in x.split(_PIECE)])
 
-    def _change(self, x: Tensor, additions: Additions) -> Tensor:
+    def change(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
+        """Do it in one piece."""
         gate, up = project(self.gate_proj, x, additions), project(self.up_proj, x, additions)
         return project(self.down_proj, F.silu(gate, inplace=True).mul_(up), additions)

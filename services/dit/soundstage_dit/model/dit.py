@@ -1,19 +1,24 @@
 """The diffusion transformer: noisy latents in, velocity out, for any number of unlike songs at once."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
+import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from soundstage_dit.model.adapter import NOTHING, Adaptation, Additions, find_additions, project
 from soundstage_dit.model.attention import CrossAttention, Mlp, Rotation, SelfAttention, rotation
 from soundstage_dit.model.shape import DitShape, StackShape
+from soundstage_dit.model.together import compile_layer, lay_out
+
+_log = structlog.get_logger()
 
 _SINUSOIDS = 256
 _LONGEST_PERIOD = 10_000
@@ -125,6 +130,7 @@ class Dit(nn.Module):
         self.norm_out = nn.RMSNorm(stack.width, eps=stack.eps)
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, stack.width))
         self.shape = shape
+        self._compiled: Callable[..., Tensor] | None = None
 
     def remember(self, conditions: Tensor, adaptations: Sequence[Adaptation] = ()) -> Tensor:
         """Return the keys and values of conditions [conditions, condition_width] in every layer.
@@ -149,14 +155,51 @@ class Dit(nn.Module):
         what `remember` gave, and the adapters at work; None for none in any song.
         """
         packed = self._pack(latents, times, contexts, adaptations)
-        x, place = packed.x, (packed.modulation, packed.lengths)
-        for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
-            x = layer(x, *place, packed.turn, memory, packed.additions)
+        x = None if packed.additions else self._run_together(packed, memories)
+        if x is None:
+            x, place = packed.x, (packed.modulation, packed.lengths)
+            for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
+                x = layer(x, *place, packed.turn, memory, packed.additions)
         shift, scale = (self.scale_shift_table + packed.embedding[:, None]).unbind(dim=1)
         x = _modulate(self.norm_out(x), shift, scale, packed.lengths)
         patches = [length * self.shape.patch for length in packed.lengths]
         frames = self.proj_out(x.T[None])[0].T.float().split(patches)
         return [song[: len(asked)] for song, asked in zip(frames, latents, strict=True)]
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the layers run by a compiled function."""
+        return self._compiled is not None
+
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Run the layers by one compiled function, but for steps of songs with adapters.
+
+        It is compiled at the first step. Where that fails the layers run as they are.
+        """
+        self._compiled = compile_layer(backend)
+
+    def _run_together(self, packed: "_Packed", memories: Sequence[Tensor]) -> Tensor | None:
+        if self._compiled is None:
+            return None
+        windows = [window for window in self.shape.stack.windows if window is not None]
+        counts = [memory.shape[-2] for memory in memories]
+        layout = lay_out(packed.lengths, counts, max(windows, default=0), packed.x.device)
+        filling = len(layout.owners) - len(packed.x)
+        x, *turn = (F.pad(rows, (0, 0, 0, filling)) for rows in (packed.x, *packed.turn))
+        modulation = F.pad(packed.modulation, (0, 0, 0, 0, 0, 1))
+        memory = F.pad(torch.cat(list(memories), dim=-2), (0, 0, 0, layout.num_conditions - sum(counts)))
+        for layer, words in zip(self.layers, memory, strict=True):
+            seen = layout.all_tokens if layer.self_attn.window is None else layout.near_tokens
+            keys, values = words[:, None]
+            try:
+                x = self._compiled(
+                    layer, x, modulation, layout.owners, tuple(turn), seen, (keys, values), layout.conditions
+                )
+            except TorchDynamoException as error:
+                _log.warning("compile_failed", error=type(error).__name__, why=str(error).strip().partition("\n")[0])
+                self._compiled = None
+                return None
+        return x[: len(packed.x)]
 
     def attention(
         self,
