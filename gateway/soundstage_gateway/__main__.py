@@ -1,11 +1,19 @@
 """`python -m soundstage_gateway`: the gateway process."""
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import structlog
+
 from soundstage_gateway.assets import Assets
+from soundstage_gateway.http.app import Api
+from soundstage_gateway.http.door import HttpDoor
+from soundstage_gateway.keys import Keys
+from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.servicer import offer, warm_up
 from soundstage_gateway.settings import GatewaySettings
+from soundstage_gateway.shelf import Shelf
 from soundstage_gateway.stages import Stages, Targets
 from soundstage_gateway.store import Store
 from soundstage_gateway.studio import Studio
@@ -14,6 +22,8 @@ from soundstage_runtime.admission import Admission
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
 
+_log = structlog.get_logger()
+
 
 async def main(settings: GatewaySettings) -> None:
     """Serve until SIGTERM."""
@@ -21,25 +31,40 @@ async def main(settings: GatewaySettings) -> None:
     songs = Admission("songs", limit=settings.max_songs)
     listeners = Admission("listeners", limit=settings.max_listeners)
     uploads = Admission("uploads", limit=settings.max_uploads)
+    metrics = Metrics([songs, listeners, uploads])
+    keys = Keys(settings.keys_file) if settings.keys_file else None
+    if keys is None:
+        _log.warning("keys_off", note="whoever reaches the port may use it; --keys-file changes that")
     assets = Assets(settings.asset_cache_mb << 20)
     with TemporaryDirectory(prefix="soundstage-") as scratch:
         folder = settings.data_dir or Path(scratch)
         store = Store(folder, limit_bytes=settings.song_store_mb << 20)
         tapes = Tapes(Path(scratch) / "tapes", limit_bytes=settings.tape_cache_mb << 20)
-        studio = Studio(stages, songs, assets, store, tapes, keep_s=settings.keep_h * 3600)
+        shelf = Shelf(Path(scratch) / "shelf", limit_bytes=settings.file_cache_mb << 20)
+        studio = Studio(stages, songs, assets, store, tapes, shelf, metrics, keep_s=settings.keep_h * 3600)
         await studio.open()
-        services = offer(
+        offered = offer(
             studio,
             stages,
             assets,
+            metrics,
             songs=songs,
             listeners=listeners,
             uploads=uploads,
             stall_timeout_s=settings.stall_timeout_s,
         )
+        api = Api(offered, studio, shelf, keys, metrics, stall_timeout_s=settings.stall_timeout_s)
         try:
-            await serve(settings, services, warm_up=warm_up)
+            await serve(
+                settings,
+                offered.services(),
+                warm_up=partial(warm_up, key=keys.own if keys else ""),
+                check=keys.check if keys else None,
+                observe=metrics.count_call,
+                door=HttpDoor(api, host=settings.host, port=settings.http_port),
+            )
         finally:
+            await api.close()
             await studio.close()
             await stages.close()
 

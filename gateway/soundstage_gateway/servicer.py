@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import grpc.aio
@@ -45,14 +46,15 @@ from soundstage_gateway.audio_servicer import AudioServicer
 from soundstage_gateway.catalog_servicer import DEFAULT_PAGE_SIZE, CatalogServicer, check_page
 from soundstage_gateway.composer_servicer import ComposerServicer
 from soundstage_gateway.lyrics import write_lrc
+from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.playback import play
 from soundstage_gateway.stages import Stages, ask_once
+from soundstage_gateway.store import KeptSong
 from soundstage_gateway.studio import Making, SongUnknownError, Studio
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
 from soundstage_runtime.serve import Service
 from soundstage_runtime.validation import Checks
-from soundstage_runtime.worker import Worker
 
 _log = structlog.get_logger()
 
@@ -74,6 +76,7 @@ class SongServicer(SongServiceServicer):
         stages: Stages,
         songs: Admission,
         listeners: Admission,
+        metrics: Metrics,
         *,
         stall_timeout_s: float,
     ) -> None:
@@ -81,6 +84,7 @@ class SongServicer(SongServiceServicer):
         self._stages = stages
         self._songs = songs
         self._listeners = listeners
+        self._metrics = metrics
         self._stall_timeout_s = stall_timeout_s
         self._creating = asyncio.Lock()
 
@@ -148,6 +152,8 @@ class SongServicer(SongServiceServicer):
         output = read_output(checks, request.output, can_normalise=True)
         checks.finish()
         name_song(request.song)
+        kept = await self._studio.find(request.song)
+        has_to_wait = any(not variant.frame_count for variant in kept.song.variants[request.variant :][:1])
         async with self._listeners.enter():
             tape = await self._studio.tape(request.song, request.variant)
             peak = None
@@ -155,7 +161,7 @@ class SongServicer(SongServiceServicer):
                 peak = await self._studio.find_peak(request.song, request.variant, tape)
             frame_count = request.frame_count if request.HasField("frame_count") else None
             playing = play(tape, output, first_frame=request.first_frame, frame_count=frame_count, peak=peak)
-            async with aclosing(playing) as events:
+            async with aclosing(self._timed(playing, kept) if has_to_wait else playing) as events:
                 async for event in self._patient(events):
                     yield event
 
@@ -207,7 +213,7 @@ class SongServicer(SongServiceServicer):
         """Yield the audio of a variant that is made, and its end with what only the audio tells."""
         number, started_s = end.variant, time.monotonic()
         tape = await self._studio.tape(making.kept.name, number)
-        async with aclosing(play(tape, making.order.output)) as events:
+        async with aclosing(self._timed(play(tape, making.order.output), making.kept)) as events:
             async for event in events:
                 if event.HasField("audio_header"):
                     yield GenerateSongResponse(variant=number, audio_header=event.audio_header)
@@ -221,7 +227,20 @@ class SongServicer(SongServiceServicer):
                     took_s, fingerprint = time.monotonic() - started_s, making.fingerprints[STAGE_VAE]
                     timing = StageTiming(stage=STAGE_VAE, duration_s=took_s, model_fingerprint=fingerprint)
                     end.completed.timings.append(timing)
+                    self._metrics.count_stage(timing)
                     yield end
+
+    async def _timed(
+        self, events: AsyncGenerator[StreamAudioResponse, None], kept: KeptSong
+    ) -> AsyncGenerator[StreamAudioResponse, None]:
+        """Yield events, and count how long the first audio took from the song's acceptance."""
+        is_heard = False
+        async with aclosing(events):
+            async for event in events:
+                if event.HasField("audio_chunk") and not is_heard:
+                    is_heard = True
+                    self._metrics.count_first_audio(time.time() - kept.song.create_time.ToNanoseconds() / 1e9)
+                yield event
 
     async def _patient(self, events: AsyncIterator[T]) -> AsyncGenerator[T, None]:
         """Yield events, and end a call whose client does not take them."""
@@ -247,40 +266,58 @@ def _copy(event: GenerateSongResponse) -> GenerateSongResponse:
     return copy
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a gateway offers, through whichever door."""
+
+    song: SongServicer
+    audio: AudioServicer
+    composer: ComposerServicer
+    catalog: CatalogServicer
+
+    def services(self) -> list[Service]:
+        """Return the services for a Server."""
+        return [
+            Service(
+                name="soundstage.music.v1.SongService",
+                add=lambda server: add_SongServiceServicer_to_server(self.song, server),
+            ),
+            Service(
+                name="soundstage.music.v1.AudioService",
+                add=lambda server: add_AudioServiceServicer_to_server(self.audio, server),
+            ),
+            Service(
+                name="soundstage.music.v1.ComposerService",
+                add=lambda server: add_ComposerServiceServicer_to_server(self.composer, server),
+            ),
+            Service(
+                name="soundstage.music.v1.CatalogService",
+                add=lambda server: add_CatalogServiceServicer_to_server(self.catalog, server),
+            ),
+        ]
+
+
 def offer(
     studio: Studio,
     stages: Stages,
     assets: Assets,
+    metrics: Metrics,
     *,
     songs: Admission,
     listeners: Admission,
     uploads: Admission,
     stall_timeout_s: float,
-) -> list[Service]:
-    """The services of a gateway, for a Server; admissions bound songs in the making, streams of audio, and uploads."""
-    song = SongServicer(studio, stages, songs, listeners, stall_timeout_s=stall_timeout_s)
-    audio = AudioServicer(assets, uploads, Worker("decoder"))
-    composer = ComposerServicer(stages, songs)
-    catalog = CatalogServicer(stages, songs, max_variants=studio.max_variants)
-    return [
-        Service(
-            name="soundstage.music.v1.SongService", add=lambda server: add_SongServiceServicer_to_server(song, server)
-        ),
-        Service(
-            name="soundstage.music.v1.AudioService",
-            add=lambda server: add_AudioServiceServicer_to_server(audio, server),
-        ),
-        Service(
-            name="soundstage.music.v1.ComposerService",
-            add=lambda server: add_ComposerServiceServicer_to_server(composer, server),
-        ),
-        Service(
-            name="soundstage.music.v1.CatalogService",
-            add=lambda server: add_CatalogServiceServicer_to_server(catalog, server),
-        ),
-    ]
+) -> Offer:
+    """Make what a gateway offers; admissions bound songs in the making, streams of audio, and uploads."""
+    return Offer(
+        song=SongServicer(studio, stages, songs, listeners, metrics, stall_timeout_s=stall_timeout_s),
+        audio=AudioServicer(assets, uploads),
+        composer=ComposerServicer(stages, songs),
+        catalog=CatalogServicer(stages, songs, max_variants=studio.max_variants),
+    )
 
 
-async def warm_up(channel: grpc.aio.Channel) -> None:
+async def warm_up(channel: grpc.aio.Channel, *, key: str = "") -> None:
     """Ask for the capabilities: the gateway is ready whether or not its stages are, and says which are."""
-    await CatalogServiceStub(channel).GetCapabilities(GetCapabilitiesRequest())
+    metadata = (("authorization", f"Bearer {key}"),) if key else ()
+    await CatalogServiceStub(channel).GetCapabilities(GetCapabilitiesRequest(), metadata=metadata)

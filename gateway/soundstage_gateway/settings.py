@@ -27,4 +27,7 @@ class GatewaySettings(ServerSettings):
     keep_h: float = Field(24.0, gt=0, description="hours to keep a song")
     song_store_mb: int = Field(2048, ge=16, description="megabytes of songs to keep; the oldest go first")
     tape_cache_mb: int = Field(4096, ge=16, description="megabytes of decoded audio to keep, 23 for every minute")
+    file_cache_mb: int = Field(1024, ge=16, description="megabytes of encoded audio to keep for players")
+    http_port: int = Field(50080, ge=0, le=65535, description="port for players; 0 takes a free one and logs it")
+    keys_file: Path | None = Field(None, description="file of keys, one a line; without one everybody may come in")
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds a client may take nothing before its call is ended")

@@ -40,7 +40,9 @@ from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_file import Recording, Samples
 from soundstage_gateway.hearing import encode
 from soundstage_gateway.log import Log
+from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.order import MAX_VARIANTS, Order, read_order
+from soundstage_gateway.shelf import Shelf
 from soundstage_gateway.stages import Stages, ask, ask_once
 from soundstage_gateway.store import PREFIX, KeptSong, Store
 from soundstage_gateway.tape import Tape, Tapes
@@ -96,13 +98,24 @@ class Studio:
     """Makes songs, `admission` of them at once, and keeps them for `keep_s`."""
 
     def __init__(
-        self, stages: Stages, admission: Admission, assets: Assets, store: Store, tapes: Tapes, *, keep_s: float
+        self,
+        stages: Stages,
+        admission: Admission,
+        assets: Assets,
+        store: Store,
+        tapes: Tapes,
+        shelf: Shelf,
+        metrics: Metrics,
+        *,
+        keep_s: float,
     ) -> None:
         self._stages = stages
         self._admission = admission
         self._assets = assets
         self._store = store
         self._tapes = tapes
+        self._shelf = shelf
+        self._metrics = metrics
         self._keep_s = keep_s
         self._makings: dict[str, Making] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -198,6 +211,7 @@ class Studio:
         """Stop a song and forget it; raises SongUnknownError."""
         await self.cancel(name)
         self._tapes.remove(name)
+        self._shelf.remove(name)
         await self._store.remove(name)
 
     async def tape(self, name: str, variant: int) -> Tape:
@@ -317,6 +331,7 @@ class Studio:
             kept.song.state = SONG_STATE_COMPLETED
         if self._makings.pop(kept.name, None):  # else it is stopped for now, and begun again later
             await self._store.update(kept)
+            self._metrics.count_song(kept.song)
         making.log.close(error)
 
     async def _make_variant(self, making: Making, number: int, source: Heard) -> None:
@@ -409,6 +424,7 @@ class Studio:
         """Forget what has expired, and what there is no room for."""
         for name in await self._store.sweep(time.time()):
             self._tapes.remove(name)
+            self._shelf.remove(name)
             _log.info("song_forgotten", song=name)
 
     async def _sweep_often(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,12 @@ from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, E
 from soundstage.type.v1.score_pb2 import ORIGIN_LM, Likelihood, LikelihoodPart, LyricLine, PlanField, SongText
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_gateway.assets import Assets
+from soundstage_gateway.http.app import Api
+from soundstage_gateway.http.door import HttpDoor
+from soundstage_gateway.keys import Keys
+from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.servicer import offer, warm_up
+from soundstage_gateway.shelf import Shelf
 from soundstage_gateway.stages import Stages, Targets
 from soundstage_gateway.store import Store
 from soundstage_gateway.studio import Studio
@@ -303,6 +309,9 @@ class Deployment:
     assets: Assets
     uploads: Admission
     studio: Studio
+    listeners: Admission
+    shelf: Shelf
+    http: str
 
 
 Deploy = Callable[..., AbstractAsyncContextManager[Deployment]]
@@ -320,6 +329,8 @@ def deploy(tmp_path: Path) -> Deploy:
         stall_timeout_s: float = 60.0,
         asset_limit_bytes: int = 64 << 20,
         max_listeners: int = 64,
+        shelf_limit_bytes: int = 64 << 20,
+        keys_file: Path | None = None,
         keep_s: float = 3600.0,
         store_limit_bytes: int = 64 << 20,
     ) -> AsyncGenerator[Deployment, None]:
@@ -330,29 +341,50 @@ def deploy(tmp_path: Path) -> Deploy:
         ports = {name: f"127.0.0.1:{server.port}" for name, server in servers.items()}
         gateway_stages = Stages(Targets(lm=ports["lm"], dit=ports["dit"], vae=ports["vae"]))
         assets, uploads = Assets(asset_limit_bytes), Admission("uploads", limit=2)
-        admission = Admission("songs", limit=max_songs)
+        admission, listeners = Admission("songs", limit=max_songs), Admission("listeners", limit=max_listeners)
+        metrics = Metrics([admission, listeners, uploads])
+        keys = Keys(keys_file) if keys_file else None
         store = Store(tmp_path / "songs", limit_bytes=store_limit_bytes)
         tapes = Tapes(tmp_path / "tapes", limit_bytes=64 << 20)
-        studio = Studio(gateway_stages, admission, assets, store, tapes, keep_s=keep_s)
+        shelf = Shelf(tmp_path / "shelf", limit_bytes=shelf_limit_bytes)
+        studio = Studio(gateway_stages, admission, assets, store, tapes, shelf, metrics, keep_s=keep_s)
         await studio.open()
-        services = offer(
+        offered = offer(
             studio,
             gateway_stages,
             assets,
+            metrics,
             songs=admission,
-            listeners=Admission("listeners", limit=max_listeners),
+            listeners=listeners,
             uploads=uploads,
             stall_timeout_s=stall_timeout_s,
         )
-        gateway = Server(services, warm_up=warm_up)
+        gateway = Server(
+            offered.services(),
+            warm_up=partial(warm_up, key=keys.own if keys else ""),
+            check=keys.check if keys else None,
+            observe=metrics.count_call,
+        )
         await gateway.start()
+        api = Api(offered, studio, shelf, keys, metrics, stall_timeout_s=stall_timeout_s)
+        door = HttpDoor(api)
+        await door.open()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
                 yield Deployment(
-                    channel=channel, stages=by_name, servers=servers, assets=assets, uploads=uploads, studio=studio
+                    channel=channel,
+                    stages=by_name,
+                    servers=servers,
+                    assets=assets,
+                    uploads=uploads,
+                    studio=studio,
+                    listeners=listeners,
+                    shelf=shelf,
+                    http=f"http://127.0.0.1:{door.port}",
                 )
         finally:
-            await gateway.stop()
+            await asyncio.gather(gateway.stop(), door.close())
+            await api.close()
             await studio.close()
             await gateway_stages.close()
             for server in servers.values():

@@ -15,12 +15,13 @@ class Admission:
     """
 
     def __init__(self, what: str, *, limit: int, max_waiting: int = 0, retry_after_s: float = 1.0) -> None:
-        self._what = what
+        self.what = what
         self._max_waiting = max_waiting
         self._queue: deque[tuple[asyncio.Future[None], int]] = deque()
         self.retry_after_s = retry_after_s
         self.limit = limit
         self.in_flight = 0
+        self.num_refused = 0
 
     @property
     def waiting(self) -> int:
@@ -41,8 +42,9 @@ class Admission:
             self.in_flight += count
             return
         if self.waiting >= self._max_waiting:
+            self.num_refused += 1
             raise OverloadedError(
-                f"{self.in_flight} of {self.limit} {self._what} are in flight and {self.waiting} wait, "
+                f"{self.in_flight} of {self.limit} {self.what} are in flight and {self.waiting} wait, "
                 f"no room for {count} more",
                 metadata={"limit": str(self.limit), "in_flight": str(self.in_flight), "waiting": str(self.waiting)},
                 retry_after_s=self.retry_after_s,

@@ -1,0 +1,213 @@
+"""A song's audio: as it is decoded while it is new, as a file with ranges afterwards."""
+
+import asyncio
+import hashlib
+import os
+import re
+import struct
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Final
+
+import av
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from soundstage.music.v1.song_service_pb2 import OutputOptions, StreamAudioRequest, StreamAudioResponse
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SAMPLE_FORMAT_S24
+from soundstage_gateway.audio_format import EXTENSIONS, Output, media_type, read_output
+from soundstage_gateway.http.errors import RangeError, RouteUnknownError
+from soundstage_gateway.http.live import LiveResponse
+from soundstage_gateway.http.wire import NO_CALL, Query
+from soundstage_gateway.servicer import SongServicer
+from soundstage_gateway.shelf import Place, Shelf
+from soundstage_gateway.store import PREFIX
+from soundstage_gateway.studio import Studio
+from soundstage_runtime.errors import InvalidRequestError, Violation
+
+_SAMPLE_FORMATS: Final = {"s16": SAMPLE_FORMAT_S16, "s24": SAMPLE_FORMAT_S24, "f32": SAMPLE_FORMAT_F32}
+_FROM_THE_START: Final = re.compile("bytes=0-", re.IGNORECASE)
+_RANGE: Final = re.compile("bytes=(?:(?P<first>[0-9]{1,18})-[0-9]{0,18}|-[0-9]{1,18})", re.IGNORECASE)
+_FILE: Final = "audio"
+_STREAM_INFO_AT: Final = 8  # of a FLAC file; the number of frames is the lower 36 bits of its bytes 10 to 17
+
+
+class Listening:
+    """Plays songs to HTTP clients; whole files go on the shelf."""
+
+    def __init__(self, servicer: SongServicer, studio: Studio, shelf: Shelf) -> None:
+        self._servicer = servicer
+        self._studio = studio
+        self._shelf = shelf
+
+    async def play(self, request: Request) -> Response:
+        """GET /v1/songs/{id}/audio.{extension}.
+
+        What is decoded already is a file, and so is what is asked for as one: by a range that begins later, or for
+        download. All else is sent as it is decoded, at the pace that max_buffer_s asks for.
+        """
+        song, extension = f"{PREFIX}{request.path_params['id']}", request.path_params["extension"]
+        kept = await self._studio.find(song)
+        if extension not in EXTENSIONS:
+            raise RouteUnknownError(
+                f"audio.{extension[:16]} is none of {', '.join(f'audio.{name}' for name in EXTENSIONS)}"
+            )
+        wanted, output, is_download = _read(request, song, extension)
+        headers = {}
+        if is_download:
+            name = f"soundstage-{request.path_params['id'][:8]}-{wanted.variant}.{extension}"
+            headers["Content-Disposition"] = f'attachment; filename="{name}"'
+        is_made = any(found.frame_count for found in kept.song.variants[wanted.variant :][:1])
+        if is_made and output.max_buffer_s is None:
+            asked = request.headers.get("range", "")
+            is_part = _RANGE.fullmatch(asked) is not None and not _FROM_THE_START.fullmatch(asked)
+            tag = hashlib.sha256(wanted.SerializeToString(deterministic=True)).hexdigest()[:32]
+            with ExitStack() as stack:
+                name = f"{request.path_params['id']}-{wanted.variant}-{extension}-{tag}"
+                place = stack.enter_context(self._shelf.hold(name))
+                is_there = (place.folder / _FILE).exists() or (await self._studio.tape(song, wanted.variant)).is_whole
+                if is_there or is_part or is_download:
+                    await self._fill(place, wanted, output, extension)
+                    etag = f'"{tag}"'
+                    if etag in request.headers.get("if-none-match", ""):
+                        return Response(status_code=304, headers={"ETag": etag})
+                    headers["ETag"] = etag
+                    _check_range(request, place.folder / _FILE)
+                    return _HeldFile(place.folder / _FILE, headers, media_type(output.format), stack.pop_all())
+        events = self._servicer.StreamAudio(wanted, NO_CALL)
+        if request.method == "HEAD":
+            await events.aclose()
+            return LiveResponse(_join(b"", events), media_type=media_type(output.format), headers=headers)
+        # What comes first may be an error, and then it is the answer.
+        await anext(events)
+        first = await anext(events)
+        return LiveResponse(
+            _join(first.audio_chunk.data, events), media_type=media_type(output.format), headers=headers
+        )
+
+    async def _fill(self, place: Place, wanted: StreamAudioRequest, output: Output, extension: str) -> None:
+        """Write the file, unless it is there."""
+        async with place.lock:
+            if (place.folder / _FILE).exists():
+                return
+            with NamedTemporaryFile(dir=place.folder) as raw:
+                async with aclosing(self._servicer.StreamAudio(wanted, NO_CALL)) as events:
+                    num_frames = 0
+                    async for event in events:
+                        raw.write(event.audio_chunk.data)
+                        num_frames = event.audio_trailer.frame_count or num_frames
+                raw.flush()
+                await asyncio.to_thread(_finish, Path(raw.name), place.folder / _FILE, extension, num_frames)
+
+
+class _HeldFile(FileResponse):
+    """Sends a file, and lets its place go when it is sent."""
+
+    def __init__(self, path: Path, headers: dict[str, str], media_type: str, held: ExitStack) -> None:
+        super().__init__(path, headers=headers, media_type=media_type)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; of ranges only a single one."""
+        with self._held:
+            headers = [
+                (name, value)
+                for name, value in scope["headers"]
+                if name != b"range" or _RANGE.fullmatch(value.decode("latin-1"))
+            ]
+            await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+async def _join(first: bytes, events: AsyncGenerator[StreamAudioResponse, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        yield first
+        async for event in events:
+            if event.audio_chunk.data:
+                yield event.audio_chunk.data
+
+
+def _read(request: Request, song: str, extension: str) -> tuple[StreamAudioRequest, Output, bool]:
+    """Read what a query asks for, every default filled in, and whether it is for download."""
+    query = Query(request)
+    wanted = StreamAudioRequest(song=song, variant=query.whole("variant") or 0)
+    options = OutputOptions(format=EXTENSIONS[extension])
+    for name in ("sample_rate_hz", "channels", "bit_rate_bps"):
+        setattr(options.format, name, query.whole(name) or 0)
+    for name in ("gain_db", "peak_dbfs", "fade_in_s", "fade_out_s", "max_buffer_s"):
+        value = query.number(name)
+        if value is not None:
+            setattr(options, name, value)
+    sample_format = query.text("sample_format")
+    if sample_format in _SAMPLE_FORMATS:
+        options.format.sample_format = _SAMPLE_FORMATS[sample_format]
+    elif sample_format is not None:
+        query.checks.refuse("sample_format", f"is {sample_format[:40]!r}; must be one of {', '.join(_SAMPLE_FORMATS)}")
+    download = query.whole("download") or 0
+    query.checks.number("download", download, 0, 1)
+    output = read_output(query.checks, options, can_normalise=True)
+    try:
+        query.finish()
+    except InvalidRequestError as error:  # in a query the fields have no path
+        raise InvalidRequestError(
+            [Violation(field=v.field.rpartition(".")[2], description=v.description) for v in error.violations]
+        ) from error
+    wanted.output.CopyFrom(options)
+    wanted.output.format.CopyFrom(output.format)
+    return wanted, output, download == 1
+
+
+def _check_range(request: Request, file: Path) -> None:
+    """Refuse a range that begins behind the end."""
+    found = _RANGE.fullmatch(request.headers.get("range", ""))
+    size_bytes = file.stat().st_size
+    if found and found["first"] and int(found["first"]) >= size_bytes:
+        message = f"Range begins at byte {found['first']}; the file has {size_bytes} bytes"
+        raise RangeError(message, metadata={"size_bytes": str(size_bytes)})
+
+
+def _finish(raw: Path, file: Path, extension: str, num_frames: int) -> None:
+    """Make a file of what was encoded as a stream: what the stream could not know is written into it."""
+    match extension:
+        case "wav":
+            _write_wav_length(raw)
+        case "flac":
+            _write_flac_length(raw, num_frames)
+        case "webm" | "m4a":
+            _remux(raw, "webm" if extension == "webm" else "mp4")
+        case _:
+            pass
+    os.link(raw, file)
+
+
+def _write_wav_length(file: Path) -> None:
+    size_bytes = file.stat().st_size
+    with file.open("r+b") as out:
+        header_bytes = out.read(256).index(b"data") + 8
+        out.seek(4)
+        out.write(struct.pack("<I", size_bytes - 8))
+        out.seek(header_bytes - 4)
+        out.write(struct.pack("<I", size_bytes - header_bytes))
+
+
+def _write_flac_length(file: Path, num_frames: int) -> None:
+    with file.open("r+b") as out:
+        out.seek(_STREAM_INFO_AT + 10)
+        [fields] = struct.unpack(">Q", out.read(8))
+        out.seek(_STREAM_INFO_AT + 10)
+        out.write(struct.pack(">Q", fields >> 36 << 36 | num_frames))
+
+
+def _remux(file: Path, container: str) -> None:
+    """Write the same packets with their length and an index, so that players can seek."""
+    with NamedTemporaryFile(dir=file.parent) as whole:
+        options = {"fflags": "+bitexact", "movflags": "+faststart"} if container == "mp4" else {"fflags": "+bitexact"}
+        with av.open(str(file)) as source, av.open(whole.name, "w", container, options) as target:
+            stream = target.add_stream_from_template(source.streams.audio[0])
+            for packet in source.demux(audio=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+        file.write_bytes(Path(whole.name).read_bytes())

@@ -1,0 +1,141 @@
+"""Around every HTTP request: its id, its key, its end, one log line."""
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+import structlog
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from soundstage_gateway.http.errors import MethodUnknownError, RouteUnknownError, respond
+from soundstage_gateway.keys import Keys
+from soundstage_gateway.metrics import Metrics
+from soundstage_runtime import call
+from soundstage_runtime.errors import ServiceError
+
+_log = structlog.get_logger()
+
+_METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
+_OPEN: Final = re.compile("/|/healthz|/static/.*")
+_REQUEST_ID: Final = re.compile(r"[!-~]{1,64}")
+
+
+class Gate:
+    """Lets in who has a key, if there are `keys`, and ends what nobody waits for.
+
+    A request ends when its client goes away, or takes nothing for `stall_timeout_s` while there is something to take.
+    Before the first byte an error is an answer; after it, the connection is cut, so that no client takes a part for
+    the whole.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys | None, metrics: Metrics, *, stall_timeout_s: float) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+        self._stall_timeout_s = stall_timeout_s
+        self._works: set[asyncio.Task[None]] = set()
+
+    async def end(self, grace_s: float) -> None:
+        """Give the requests that are served `grace_s` to end, then end them."""
+        if self._works:
+            await asyncio.wait(self._works, timeout=grace_s)
+        for work in self._works:
+            work.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        started_s = time.monotonic()
+        answer = _Answer(send, self._stall_timeout_s)
+        asked_id = Request(scope).headers.get(call.REQUEST_ID_KEY, "")
+        call.enter(call.Call(request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex))
+        work = asyncio.create_task(self._serve(scope, receive, answer))
+        self._works.add(work)
+        # Whoever sends a body is heard by the work itself.
+        has_body = scope["method"] not in ("GET", "HEAD")
+        gone = asyncio.create_task(asyncio.Event().wait() if has_body else _wait_until_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+            self._works.discard(work)
+            duration_s = time.monotonic() - started_s
+            method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+            route = getattr(scope.get("endpoint"), "__name__", "none")
+            counts = {"duration_s": round(duration_s, 4), "sent_bytes": answer.sent_bytes}
+            _log.info(
+                "http_finished", method=method, route=route, status=answer.status, is_whole=answer.is_whole, **counts
+            )
+            self._metrics.count_request(
+                route, method, answer.status, duration_s=duration_s, sent_bytes=answer.sent_bytes
+            )
+            structlog.contextvars.clear_contextvars()
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+        try:
+            self._check(Request(scope))
+            await self._app(scope, receive, answer.send)
+        except Exception as error:
+            told = _tell(error)
+            if answer.status:
+                _log.warning("http_cut", reason=told.reason, error=told.message)
+            else:
+                await respond(told)(scope, receive, answer.send)
+
+    def _check(self, request: Request) -> None:
+        if self._keys is None or _OPEN.fullmatch(request.url.path):
+            return
+        in_query = request.query_params.get("key", "")
+        self._keys.check(request.headers.get("authorization", "") or (in_query and f"Bearer {in_query}"))
+
+
+class _Answer:
+    """What is sent: `status` is 0 before the first byte, or for ever if the client went away before it."""
+
+    def __init__(self, send: Send, stall_timeout_s: float) -> None:
+        self._send = send
+        self._stall_timeout_s = stall_timeout_s
+        self.status = 0
+        self.sent_bytes = 0
+        self.is_whole = False
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        """Send a message of ASGI; a client that does not take it is left."""
+        if message["type"] == "http.response.start":
+            self.status = int(message["status"])
+        else:
+            self.sent_bytes += len(message.get("body", b""))
+        async with asyncio.timeout(self._stall_timeout_s):
+            await self._send(message)
+        self.is_whole = message["type"] == "http.response.body" and not message.get("more_body")
+
+
+class ClientStalledError(ServiceError):
+    """The client takes nothing."""
+
+    reason = "CLIENT_STALLED"
+
+
+def _tell(error: Exception) -> ServiceError:
+    """Return what a client is told; what is not meant for one goes to the log."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, HTTPException):
+        if error.status_code == 405:
+            return MethodUnknownError(f"this path takes {(error.headers or {}).get('Allow', 'another method')}")
+        return RouteUnknownError("there is nothing at this path; gateway/README.md lists what there is")
+    if isinstance(error, TimeoutError):
+        return ClientStalledError("the client took nothing for too long")
+    _log.error("http_failed", exc_info=error)
+    return ServiceError("an internal error; the server's log has it by request id")
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,92 @@
+"""What HTTP requests say, as messages of the contract; and messages as JSON."""
+
+import json
+import re
+from typing import Any, Final, TypeVar, cast
+
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.message import Message
+from starlette.requests import Request
+
+from soundstage_runtime.errors import InvalidRequestError, Violation
+from soundstage_runtime.validation import Checks
+
+MAX_JSON_BYTES: Final = 1 << 20
+NO_CALL: Final = cast(Any, None)  # the servicers are called without gRPC, and look at nothing of the call
+_KEY: Final = "key"
+_WHOLE: Final = re.compile("[0-9]{1,9}")
+_NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+M = TypeVar("M", bound=Message)
+
+
+async def read_message(request: Request, kind: type[M]) -> M:
+    """Read a body as a message in protobuf's JSON; raises InvalidRequestError."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_JSON_BYTES:
+            raise refusal("body", f"is more than {MAX_JSON_BYTES} bytes; a request for a song is shorter")
+    try:
+        found = json.loads(bytes(body))
+        if not isinstance(found, dict):
+            raise refusal("body", f"is no JSON object; send a {kind.DESCRIPTOR.name} in protobuf's JSON")
+        return ParseDict(cast("dict[str, Any]", found), kind())
+    except ParseError as error:
+        raise refusal("body", f"is no {kind.DESCRIPTOR.name}: {str(error).splitlines()[0][:300]}") from error
+    except RecursionError as error:
+        raise refusal("body", "is nested too deep; a request is a few levels deep") from error
+    except ValueError as error:  # of json and of UTF-8
+        raise refusal("body", f"is no JSON: {error}") from error
+
+
+def write_message(message: Message) -> dict[str, Any]:
+    """Write a message in protobuf's JSON."""
+    return MessageToDict(message)
+
+
+def refusal(field: str, description: str) -> InvalidRequestError:
+    """Return the error for one bad field."""
+    return InvalidRequestError([Violation(field=field, description=description)])
+
+
+class Query:
+    """A request's query, read name by name. What is bad goes to `checks`, and so does what nobody has asked for."""
+
+    def __init__(self, request: Request) -> None:
+        self.checks = Checks()
+        self._left: dict[str, str] = {}
+        self._known: list[str] = []
+        for name, value in request.query_params.multi_items():
+            if name in self._left:
+                self.checks.refuse(name[:40], "is there twice; give it once")
+            self._left[name] = value
+        self._left.pop(_KEY, None)
+
+    def text(self, name: str) -> str | None:
+        """Return a value as it is; None when it is not there."""
+        self._known.append(name)
+        return self._left.pop(name, None)
+
+    def whole(self, name: str) -> int | None:
+        """Return a whole number from 0."""
+        value = self.text(name)
+        if value is not None and not _WHOLE.fullmatch(value):
+            self.checks.refuse(name, f"is {value[:40]!r}; must be a whole number from 0")
+            return None
+        return None if value is None else int(value)
+
+    def number(self, name: str) -> float | None:
+        """Return a number."""
+        value = self.text(name)
+        if value is not None and not _NUMBER.fullmatch(value):
+            self.checks.refuse(name, f"is {value[:40]!r}; must be a number")
+            return None
+        return None if value is None else float(value)
+
+    def finish(self) -> None:
+        """Raise InvalidRequestError if anything was bad, or is left."""
+        for name in self._left:
+            known = ", ".join(self._known) or "this takes none"
+            self.checks.refuse(name[:40] or "query", f"is not known; known are: {known}")
+        self.checks.finish()
