@@ -1,17 +1,22 @@
 """The clients in four languages: before a service that fails in every way, and before real processes."""
 
+import contextlib
+import math
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import grpc
 import numpy as np
 import pytest
+import soundfile
 
 from soundstage.music.v1.song_service_pb2 import (
     STAGE_LM,
@@ -293,3 +298,77 @@ def test_an_unknown_encoding_is_refused(client: list[str], tmp_path: Path) -> No
     assert done.returncode != 0
     assert b"AIFF" in done.stderr
     assert service.generated == []
+
+
+class Wire(socketserver.ThreadingTCPServer):
+    """A wire to a gateway; the first connection is cut when so many bytes have come back through it."""
+
+    daemon_threads = True
+
+    def __init__(self, gateway: str, cut_after_bytes: int) -> None:
+        super().__init__(("127.0.0.1", 0), Connection)
+        host, port = gateway.rsplit(":", 1)
+        self.far_end = host, int(port)
+        self.limits_bytes: list[float] = [cut_after_bytes]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """A connection through a Wire."""
+
+    def handle(self) -> None:
+        assert isinstance(self.server, Wire)
+        near, left_bytes = self.request, self.server.limits_bytes.pop() if self.server.limits_bytes else math.inf
+        with socket.create_connection(self.server.far_end) as far:
+            there = threading.Thread(target=pass_on, args=(near, far, math.inf))
+            there.start()
+            pass_on(far, near, left_bytes)
+            there.join()
+
+
+def pass_on(source: socket.socket, sink: socket.socket, left_bytes: float) -> None:
+    """Pass on so many bytes, then close both ends."""
+    with contextlib.suppress(OSError):  # one of them is closed already
+        while left_bytes > 0 and (data := source.recv(min(65_536, int(min(left_bytes, 65_536))))):
+            sink.sendall(data)
+            left_bytes -= len(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("encoding", ["PCM", "WAV", "FLAC"])
+def test_a_song_of_real_processes_comes_whole_through_a_wire_that_is_cut(
+    client: list[str], gateway: str, tmp_path: Path, encoding: str
+) -> None:
+    unbroken, joined = tmp_path / "unbroken", tmp_path / "joined"
+    flags = {"duration": 4, "seed": 7, "encoding": encoding}
+    done = run(client, gateway, output=unbroken, **flags)
+    assert done.returncode == 0, done.stderr
+    with Wire(gateway, cut_after_bytes=300_000) as wire:
+        done = run(client, wire.address, output=joined, **flags)
+    assert done.returncode == 0, done.stderr
+    assert b"the connection was lost" in done.stderr
+    assert joined.read_bytes() == unbroken.read_bytes()
+    if encoding == "PCM":
+        assert unbroken.stat().st_size == 4 * 48_000 * 4
+    else:
+        assert soundfile.info(unbroken).frames == 4 * 48_000
+
+
+def test_the_gateway_names_the_bad_field_in_every_language(client: list[str], gateway: str, tmp_path: Path) -> None:
+    done = run(client, gateway, duration=10_000, output=tmp_path / "song.pcm")
+    assert done.returncode == 1
+    lines = [line.strip() for line in done.stderr.decode().splitlines()]
+    assert "metadata.duration_s: is 10000; must be 1 to 600" in lines
