@@ -1,25 +1,24 @@
 """The `soundstage` command."""
 
 import asyncio
-import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
-import grpc.aio
 import typer
 from rich.console import Console
 from rich.live import Live
-from soundfile import LibsndfileError
 
-from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, OutputOptions
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, AudioFormat
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.options_pb2 import DiffusionOptions, Guidance
 from soundstage_cli import options
 from soundstage_cli.adapters import app as adapters_app
 from soundstage_cli.align import app as align_app
+from soundstage_cli.audio import app as audio_app
+from soundstage_cli.audio import write_audio
 from soundstage_cli.bench.command import app as bench_app
 from soundstage_cli.compose import app as compose_app
 from soundstage_cli.compose import read_request
@@ -28,18 +27,35 @@ from soundstage_cli.doctor import app as doctor_app
 from soundstage_cli.generate import generate as make_song
 from soundstage_cli.generate import send_files
 from soundstage_cli.models import Models, ModelsError, find_models
-from soundstage_cli.sinks import RawPipe, Sink, WavFile
+from soundstage_cli.output import (
+    BitRate,
+    EncodingName,
+    FadeIn,
+    FadeOut,
+    Gain,
+    Mono,
+    OutputName,
+    SampleFormatName,
+    SampleRate,
+    check_writable,
+    read_ending,
+    read_output,
+)
+from soundstage_cli.play import app as play_app
+from soundstage_cli.sinks import AudioFile, Pipe
+from soundstage_cli.songs import app as songs_app
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
 from soundstage_cli.take import Take
 from soundstage_cli.task import read_adapters, read_sampler, read_task
 from soundstage_cli.upload import check_file
-from soundstage_cli.view import show_error, show_stack, show_timeline
-
-_SAMPLE_FORMATS = {"s16": SAMPLE_FORMAT_S16, "f32": SAMPLE_FORMAT_F32}
+from soundstage_cli.view import show_stack, show_timeline
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Music in stages.")
 models_app = typer.Typer(no_args_is_help=True, help="Checkpoints on this machine.")
 app.add_typer(align_app)
+app.add_typer(audio_app)
+app.add_typer(play_app)
+app.add_typer(songs_app, name="songs")
 app.add_typer(compose_app)
 app.add_typer(doctor_app)
 app.add_typer(models_app, name="models")
@@ -131,7 +147,7 @@ async def _live(stack: Stack) -> None:
 def generate(
     caption: options.Caption = "",
     lyrics_file: options.LyricsFile = None,
-    output: Annotated[str, typer.Option("--output", "-o", help="a .wav file, or - for raw PCM on stdout")] = "song.wav",
+    output: OutputName = "song.wav",
     request_file: Annotated[
         typer.FileText | None,
         typer.Option("--request", encoding="utf-8", help="a request in JSON, as `plan -o` writes; options add to it"),
@@ -161,16 +177,30 @@ def generate(
     mode: options.Mode = None,
     source_caption: options.SourceCaption = "",
     source_lyrics_file: options.SourceLyricsFile = None,
-    sample_format: Annotated[str, typer.Option(help="s16 or f32")] = "s16",
+    encoding: EncodingName = None,
+    sample_format: SampleFormatName = None,
+    sample_rate: SampleRate = None,
+    mono: Mono = False,
+    bit_rate: BitRate = None,
+    gain: Gain = 0.0,
+    fade_in: FadeIn = 0.0,
+    fade_out: FadeOut = 0.0,
     gateway: options.Gateway = options.GATEWAY,
 ) -> None:
-    """Make a song and write it while it is being decoded."""
-    if sample_format not in _SAMPLE_FORMATS:
-        raise typer.BadParameter(f"is {sample_format!r}; must be s16 or f32", param_hint="--sample-format")
+    """Make a song and write it while it is being decoded. It outlives a lost connection; Ctrl-C cancels it."""
     if output == "-" and variants != 1:
         raise typer.BadParameter("a pipe takes one variant", param_hint="--variants")
-    if output != "-":
-        check_output(Path(output))
+    written = read_output(
+        output,
+        encoding=encoding,
+        sample_format=sample_format,
+        sample_rate=sample_rate,
+        mono=mono,
+        bit_rate=bit_rate,
+        gain=gain,
+        fade_in=fade_in,
+        fade_out=fade_out,
+    )
     options.check_words("CAPTION", caption)
     options.check_words("--source-caption", source_caption)
     references = reference or []
@@ -186,7 +216,7 @@ def generate(
             metadata=options.read_metadata(
                 duration=duration, bpm=bpm, key=key, time_signature=time_signature, language=language
             ),
-            output=OutputOptions(format=AudioFormat(sample_format=_SAMPLE_FORMATS[sample_format])),
+            output=written,
             diffusion=DiffusionOptions(
                 steps=steps,
                 shift=shift,
@@ -213,28 +243,15 @@ def generate(
     request.variants = variants
     if seed is not None:
         request.seeds[:] = [(seed + variant) % 2**32 for variant in range(variants)]
-    sinks: list[Sink] = (
-        [RawPipe(sys.stdout.buffer)]
-        if output == "-"
-        else [WavFile(path) for path in name_files(Path(output), variants)]
-    )
+    names = [] if output == "-" else name_files(Path(output), variants)
 
     async def make() -> Take:
         await send_files(gateway, request, source, references)
-        return await make_song(console, gateway, request, sinks)
+        with ExitStack() as files:
+            sinks = [files.enter_context(AudioFile(path)) for path in names] or [Pipe(sys.stdout.buffer)]
+            return await make_song(console, gateway, request, sinks)
 
-    try:
-        take = asyncio.run(make())
-    except grpc.aio.AioRpcError as error:
-        show_error(console, error, address=gateway)
-        raise typer.Exit(1) from error
-    except (LibsndfileError, OSError) as error:
-        console.print(f"{output} cannot be written: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print("cancelled; what was decoded till then is kept")
-        raise typer.Exit(130) from None
-    show_timeline(console, take)
+    show_timeline(console, write_audio(gateway, output, make()))
 
 
 @app.command()
@@ -243,20 +260,13 @@ def demo(
     models: Annotated[Path, typer.Option(help="where the tiny checkpoints are kept")] = Path(".demo/models"),
 ) -> None:
     """Make a 20 s song with four processes on tiny random models, and draw when what happened."""
-    check_output(output)
+    read_ending(output, ["wav"])
+    check_writable(output)
     try:
         run_demo(console, output=output, models=models)
     except (DemoFailedError, ModelsError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
-
-
-def check_output(path: Path) -> None:
-    """Refuse a file that could not be written, before a song is made for it."""
-    if path.suffix.lower() != ".wav":
-        raise typer.BadParameter(f"is {str(path)!r}; must end in .wav, or be - for a pipe", param_hint="--output")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise typer.BadParameter(f"is {str(path)!r}, which cannot be written", param_hint="--output")
 
 
 def name_files(path: Path, count: int) -> list[Path]:

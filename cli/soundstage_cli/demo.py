@@ -9,9 +9,10 @@ import soundfile
 from rich.console import Console
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
+from soundstage.type.v1.audio_pb2 import ENCODING_WAV
 from soundstage_cli.generate import generate
 from soundstage_cli.models import Models, find_models
-from soundstage_cli.sinks import WavFile
+from soundstage_cli.sinks import AudioFile
 from soundstage_cli.stack import Stack
 from soundstage_cli.view import show_error, show_timeline
 from soundstage_runtime.score import CHANNELS, SAMPLE_RATE_HZ
@@ -51,8 +52,10 @@ async def _run(console: Console, models: Models, output: Path) -> None:
 async def _make_song(console: Console, target: str, output: Path) -> None:
     request = GenerateSongRequest(caption="a bright synth pop tune with a busy bass", lyrics=_LYRICS, seeds=[7])
     request.metadata.duration_s = _DURATION_S
+    request.output.format.encoding = ENCODING_WAV
     try:
-        take = await generate(console, target, request, [WavFile(output)])
+        with AudioFile(output) as file:
+            take = await generate(console, target, request, [file])
     except grpc.aio.AioRpcError as error:
         show_error(console, error, address=target)
         raise DemoFailedError("the song was not made") from error

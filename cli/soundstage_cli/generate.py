@@ -1,13 +1,15 @@
-"""Make a song from here: one call, shown live, written as it comes."""
+"""Make a song from here: shown live, written as it comes."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, GenerateSongResponse
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, GenerateSongResponse, StreamAudioRequest
+from soundstage_cli.listener import Listener, open_channel
 from soundstage_cli.sinks import Sink
-from soundstage_cli.take import Take, record
+from soundstage_cli.take import Take
 from soundstage_cli.upload import upload
 from soundstage_cli.view import SongView
 
@@ -22,19 +24,24 @@ async def send_files(
         request.references.append(await upload(target, path))
 
 
-async def generate(console: Console, target: str, request: GenerateSongRequest, sinks: list[Sink]) -> Take:
-    """Call the gateway at `target` and write every variant to its sink; raises grpc.aio.AioRpcError."""
-    with SongView(console, variants=len(sinks)) as view:
+async def generate(console: Console, target: str, request: GenerateSongRequest, sinks: Sequence[Sink]) -> Take:
+    """Have the gateway at `target` make a song, and write every variant to its sink as request.output says.
 
-        def take_event(event: GenerateSongResponse) -> None:
-            view.show(event)
-            if event.HasField("audio_header"):
-                sinks[event.variant].begin(event.audio_header)
-            elif event.HasField("audio_chunk"):
-                sinks[event.variant].write(event.audio_chunk)
+    The song is cancelled with the caller. Raises grpc.aio.AioRpcError, and what the sinks raise.
+    """
+    take, started_s = Take(), time.monotonic()
+    async with open_channel(target) as channel:
+        with SongView(console, variants=len(sinks)) as view:
 
-        try:
-            return await record(target, request, on_event=take_event)
-        finally:
-            for sink in sinks:
-                sink.close()
+            def show(event: GenerateSongResponse) -> None:
+                view.show(event)
+                take.note(event, time.monotonic() - started_s)
+
+            listener = Listener(channel, tell=view.tell)
+            async with listener.making(request) as song:
+                parts = {
+                    variant: (StreamAudioRequest(song=song.name, variant=variant, output=request.output), sink)
+                    for variant, sink in enumerate(sinks)
+                }
+                await listener.perform(song.name, parts, show=show)
+    return take

@@ -1,70 +1,93 @@
-"""Where PCM goes: a WAV file for every variant, or raw bytes to a pipe."""
+"""Where audio goes: files, and a pipe."""
 
+import os
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Final, Protocol
 
-import soundfile
+from soundstage.type.v1.audio_pb2 import ENCODING_WAV, AudioChunk, AudioHeader
 
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16, AudioChunk, AudioHeader
+_RIFF_SIZE_AT: Final = 4
+_LAYOUT_SIZE_AT: Final = 16
+_LAYOUT_AT: Final = 20
+_MAX_UINT32: Final = 2**32 - 1
 
 
 class Sink(Protocol):
     """Takes the audio of one variant, in order."""
 
-    def begin(self, header: AudioHeader) -> None:
-        """Take the header, before any chunk."""
+    async def begin(self, header: AudioHeader) -> None:
+        """Take the header, before any chunk. When it comes again, the audio starts over."""
         ...
 
-    def write(self, chunk: AudioChunk) -> None:
+    async def write(self, chunk: AudioChunk) -> None:
         """Take a chunk."""
         ...
 
-    def close(self) -> None:
-        """Finish; what was written stays valid, even if the song was cut short."""
-        ...
+
+class StartOverError(Exception):
+    """What has gone down a pipe cannot be taken back."""
 
 
-class WavFile:
-    """Writes a WAV file as the audio comes."""
+class AudioFile:
+    """Writes a file as the audio comes, from its header on. A context manager; a song cut short is a valid file too."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: soundfile.SoundFile | None = None
-        self._is_s16 = True
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._is_wav = False
 
-    def begin(self, header: AudioHeader) -> None:
-        """Open the file."""
-        written = header.format
-        self._is_s16 = written.sample_format == SAMPLE_FORMAT_S16
-        subtype = "PCM_16" if self._is_s16 else "FLOAT"
-        self._file = soundfile.SoundFile(
-            self.path, "w", samplerate=written.sample_rate_hz, channels=written.channels, subtype=subtype, format="WAV"
-        )
+    def __enter__(self) -> "AudioFile":
+        return self
 
-    def write(self, chunk: AudioChunk) -> None:
-        """Append a chunk."""
-        assert self._file is not None, "a chunk came before its header"
-        self._file.buffer_write(chunk.data, "int16" if self._is_s16 else "float32")
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with self._file:
+                if self._is_wav:
+                    write_lengths(self._file)
 
-    def close(self) -> None:
-        """Write the final sizes."""
+    async def begin(self, header: AudioHeader) -> None:
+        """Open the file, or empty it."""
         if self._file is not None:
             self._file.close()
+        self._file = self._path.open("w+b")
+        self._is_wav = header.format.encoding == ENCODING_WAV
+
+    async def write(self, chunk: AudioChunk) -> None:
+        """Append a chunk."""
+        assert self._file is not None, "a chunk came before its header"
+        self._file.write(chunk.data)
 
 
-class RawPipe:
-    """Writes interleaved PCM and nothing else, for a player that is told the format."""
+class Pipe:
+    """Passes on the bytes of one stream and nothing else."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
+        self._is_begun = False
 
-    def begin(self, header: AudioHeader) -> None:
-        """Raw PCM has no header."""
+    async def begin(self, header: AudioHeader) -> None:
+        """Begin, once; raises StartOverError."""
+        if self._is_begun:
+            raise StartOverError("the connection was lost, and on a pipe only pcm and wav can go on after that")
+        self._is_begun = True
 
-    def write(self, chunk: AudioChunk) -> None:
+    async def write(self, chunk: AudioChunk) -> None:
         """Pass a chunk on at once."""
         self._pipe.write(chunk.data)
         self._pipe.flush()
 
-    def close(self) -> None:
-        """The pipe is its owner's to close."""
+
+def write_lengths(file: BinaryIO) -> None:
+    """Write true lengths into a WAV file's header, which said that nobody knew them."""
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(_LAYOUT_SIZE_AT)
+    audio_at = _LAYOUT_AT + int.from_bytes(file.read(4), "little") + 8
+    if not audio_at <= size_bytes <= _MAX_UINT32:
+        return
+    audio_bytes = size_bytes - audio_at
+    if audio_bytes % 2:  # a RIFF chunk is padded to whole words
+        file.seek(0, os.SEEK_END)
+        file.write(b"\0")
+    for at, value in ((_RIFF_SIZE_AT, size_bytes + audio_bytes % 2 - 8), (audio_at - 4, audio_bytes)):
+        file.seek(at)
+        file.write(value.to_bytes(4, "little"))

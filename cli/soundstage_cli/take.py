@@ -1,19 +1,8 @@
-"""One call of GenerateSong from the client's side: events in, audio out, and when what happened."""
+"""What came of a song on its way, and when."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import grpc.aio
-
-from soundstage.music.v1.song_service_pb2 import (
-    STAGE_DIT,
-    STAGE_LM,
-    Completed,
-    GenerateSongRequest,
-    GenerateSongResponse,
-)
-from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
+from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, Completed, GenerateSongResponse
 
 
 @dataclass(slots=True)
@@ -46,22 +35,13 @@ class Timeline:
 
 @dataclass(slots=True)
 class Take:
-    """What came of a call: a timeline and a Completed for every variant."""
+    """A timeline and a Completed for every variant."""
 
     timelines: dict[int, Timeline] = field(default_factory=dict[int, Timeline])
     completed: dict[int, Completed] = field(default_factory=dict[int, Completed])
 
-
-async def record(
-    target: str, request: GenerateSongRequest, *, on_event: Callable[[GenerateSongResponse], None]
-) -> Take:
-    """Call GenerateSong and hand over every event as it comes; raises grpc.aio.AioRpcError."""
-    take = Take()
-    async with grpc.aio.insecure_channel(target) as channel:
-        started_s = time.monotonic()
-        async for event in SongServiceStub(channel).GenerateSong(request):
-            take.timelines.setdefault(event.variant, Timeline()).note(event, time.monotonic() - started_s)
-            if event.HasField("completed"):
-                take.completed[event.variant] = event.completed
-            on_event(event)
-    return take
+    def note(self, event: GenerateSongResponse, now_s: float) -> None:
+        """Take an event, so many seconds after the call."""
+        self.timelines.setdefault(event.variant, Timeline()).note(event, now_s)
+        if event.HasField("completed"):
+            self.completed[event.variant] = event.completed

@@ -30,6 +30,7 @@ class SongView:
         self._console = console
         self._variants = variants
         self._rates: dict[int, int] = {}
+        self._told: set[str] = set()
         self._tasks: dict[tuple[int, str], TaskID] = {}
 
     def __enter__(self) -> "SongView":
@@ -39,11 +40,15 @@ class SongView:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def tell(self, line: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(line, highlight=False, markup=False)
+
     def show(self, event: GenerateSongResponse) -> None:
-        """Show one event."""
+        """Show one event; what comes again after a lost connection is told once."""
         if event.HasField("accepted"):
             seeds = ", ".join(map(str, event.accepted.seeds))
-            self._console.print(f"{event.accepted.song}, seed {seeds}", highlight=False)
+            self._tell_once(f"{event.accepted.song}, seed {seeds}")
         elif event.HasField("plan"):
             plan = event.plan.metadata
             fields = [
@@ -52,21 +57,25 @@ class SongView:
                 f"{plan.time_signature} beats a bar" if plan.time_signature else "",
                 f"{plan.duration_s:g} s",
             ]
-            self._console.print(f"{self._label(event)}plan: " + ", ".join(filter(None, fields)), highlight=False)
+            self._tell_once(f"{self._label(event)}plan: " + ", ".join(filter(None, fields)))
         elif event.HasField("queued"):
             queued = event.queued
-            self._console.print(
-                f"{self._label(event)}waits: {queued.position} before it, about {queued.wait_s:.0f} s", highlight=False
-            )
+            self._tell_once(f"{self._label(event)}waits: {queued.position} before it, about {queued.wait_s:.0f} s")
         elif event.HasField("progress"):
             self._move(event, _STAGE_WORDS[event.progress.stage], event.progress.done, event.progress.total)
         elif event.HasField("audio_header"):
             header = event.audio_header
             self._rates[event.variant] = header.format.sample_rate_hz
-            self._move(event, "audio (s)", 0, header.frame_count // header.format.sample_rate_hz)
+            stop = header.first_frame + header.frame_count
+            self._move(event, "audio (s)", 0, stop // header.format.sample_rate_hz)
         elif event.HasField("audio_chunk"):
             end = event.audio_chunk.first_frame + event.audio_chunk.frame_count
             self._move(event, "audio (s)", end // self._rates[event.variant], None)
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self.tell(line)
 
     def _move(self, event: GenerateSongResponse, what: str, done: int, total: int | None) -> None:
         key = (event.variant, what)
@@ -112,7 +121,7 @@ def _first_work(song: Completed) -> str:
     stages = [timing.stage for timing in song.timings]
     if STAGE_LM in stages:
         return "plan"
-    return "hear" if stages.count(STAGE_VAE) > 1 else "wait"
+    return "hear" if STAGE_VAE in stages else "wait"
 
 
 def show_stack(stack: Stack) -> Table:

@@ -178,6 +178,21 @@ def test_the_command_line_pipes_raw_pcm_and_nothing_else(gateway: str) -> None:
     assert len(done.stdout) == 2 * 48_000 * 2 * 4
 
 
+def test_the_command_line_writes_a_part_of_a_song_that_is_kept(gateway: str, tmp_path: Path) -> None:
+    whole, part = tmp_path / "song.flac", tmp_path / "part.pcm"
+    done = run_cli("generate", "x", "--duration", "2", "-o", str(whole), "--gateway", gateway)
+    assert done.returncode == 0, done.stderr
+    name = done.stderr.decode().partition("songs/")[2][:32]
+    again = run_cli(
+        "audio", name[:10], "-o", str(part), "--from-s", "0.5", "--to-s", "1.25", "--watch", "--gateway", gateway
+    )
+    assert again.returncode == 0, again.stderr
+    samples, _ = soundfile.read(whole, dtype="int16", start=24_000, stop=60_000)
+    assert samples.any()
+    assert part.read_bytes() == samples.tobytes()
+    assert name[:8].encode() in run_cli("songs", "--gateway", gateway).stdout
+
+
 def test_the_command_line_writes_a_file_for_every_variant(gateway: str, tmp_path: Path) -> None:
     path = tmp_path / "song.wav"
     done = run_cli("generate", "x", "--duration", "1", "--variants", "2", "-o", str(path), "--gateway", gateway)
@@ -207,7 +222,7 @@ def test_the_demo_shows_what_it_promises(models: Path, tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--output", "/nowhere/song.wav"], "cannot be written"),
-        (["--output", "song.flac"], "must end in .wav"),
+        (["--output", "song.aiff"], "must end in one of .wav, .flac,"),
         (["--output", "-", "--variants", "2"], "a pipe takes one variant"),
         (["--bpm", "99999999999"], "should be less than or equal to 4294967295"),
         (["--lyrics-file", __file__ + ".none"], "No such file"),
