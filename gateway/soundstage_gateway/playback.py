@@ -73,12 +73,12 @@ async def play(
 
 
 def _find_stop(first_frame: int, frame_count: int | None, num_frames: int) -> int:
-    """Return the frame after the last; raises InvalidRequestError."""
+    """Return the frame after the last; raises InvalidRequestError. There may be nothing left."""
     checks = Checks()
-    if first_frame >= num_frames:
-        checks.refuse("first_frame", f"is {first_frame}; the song has frames 0 to {num_frames - 1} at this rate")
-    elif frame_count is not None and not 1 <= frame_count <= num_frames - first_frame:
-        checks.refuse("frame_count", f"is {frame_count}; must be 1 to {num_frames - first_frame}, the song's end")
+    if first_frame > num_frames:
+        checks.refuse("first_frame", f"is {first_frame}; the song ends after {num_frames} frames at this rate")
+    elif frame_count is not None and frame_count > num_frames - first_frame:
+        checks.refuse("frame_count", f"is {frame_count}; must be at most {num_frames - first_frame}, the song's end")
     checks.finish()
     return num_frames if frame_count is None else first_frame + frame_count
 
@@ -88,8 +88,9 @@ async def _master(
 ) -> AsyncGenerator[Samples, None]:
     """Yield output frames [first, stop) of a source that begins with frame `start` of the song; `span` is all three."""
     start, first, stop = span
-    place = start
-    heard = start
+    if first == stop:
+        return
+    place = heard = start
     async with aclosing(source) as pieces:
         async for piece in pieces:
             heard += len(piece)

@@ -211,11 +211,11 @@ async def test_the_oldest_songs_go_when_there_is_no_room(deploy: Deploy) -> None
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
     [
-        ({"first_frame": FRAMES}, "first_frame", f"is {FRAMES}; the song has frames 0 to {FRAMES - 1}"),
+        ({"first_frame": FRAMES + 1}, "first_frame", f"is {FRAMES + 1}; the song ends after {FRAMES} frames"),
+        ({"first_frame": FRAMES, "frame_count": 1}, "frame_count", "is 1; must be at most 0, the song's end"),
         ({"first_frame": 2**64 - 1, "frame_count": 1}, "first_frame", f"is {2**64 - 1}; the song has frames 0 to"),
-        ({"first_frame": 5, "frame_count": FRAMES}, "frame_count", f"is {FRAMES}; must be 1 to {FRAMES - 5}"),
+        ({"first_frame": 5, "frame_count": FRAMES}, "frame_count", f"is {FRAMES}; must be at most {FRAMES - 5}"),
         ({"first_frame": 1, "frame_count": 2**64 - 1}, "frame_count", f"is {2**64 - 1}; must be 1 to {FRAMES - 1}"),
-        ({"frame_count": 0}, "frame_count", "is 0; must be 1 to"),
         ({"variant": 1}, "variant", "is 1; "),
         ({"output": {"gain_db": 99}}, "output.gain_db", "is 99; must be -60 to 20"),
     ],
@@ -235,6 +235,17 @@ async def test_a_range_in_flac_says_its_own_length(deploy: Deploy) -> None:
     async with deploy() as deployment:
         events = await stream(deployment, await made(deployment), first_frame=7, frame_count=50_001, output=output)
     assert soundfile.info(io.BytesIO(pcm(events))).frames == events[0].audio_header.frame_count == 50_001
+
+
+@pytest.mark.parametrize("rate_hz", [48_000, 44_100])
+async def test_at_its_end_a_song_has_nothing_left_to_play(deploy: Deploy, rate_hz: int) -> None:
+    """A client that lost its connection after the last frame need not know that it was the last."""
+    async with deploy() as deployment:
+        song = await made(deployment)
+        output = {"format": {"sample_rate_hz": rate_hz}}
+        header, trailer = await stream(deployment, song, first_frame=4 * rate_hz, output=output)
+    assert (header.audio_header.first_frame, header.audio_header.frame_count) == (4 * rate_hz, 0)
+    assert (trailer.audio_trailer.frame_count, trailer.audio_trailer.pcm_sha256) == (0, hashlib.sha256().digest())
 
 
 async def test_a_song_streams_while_it_is_still_being_decoded(deploy: Deploy) -> None:

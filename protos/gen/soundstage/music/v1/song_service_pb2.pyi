@@ -504,7 +504,9 @@ class StreamAudioRequest(_message.Message):
     variant: _builtins.int
     """variant is which of its variants, from 0."""
     first_frame: _builtins.int
-    """first_frame is the audio frame to begin with, counted at the output's sample rate. Default 0."""
+    """first_frame is the audio frame to begin with, counted at the output's sample rate; at the song's end the stream is
+    empty. Default 0.
+    """
     frame_count: _builtins.int
     """frame_count is how many audio frames to play. Default all up to the end."""
     @_builtins.property
