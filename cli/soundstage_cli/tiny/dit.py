@@ -1,4 +1,4 @@
-"""Tiny diffusion checkpoints, in the original layout and in diffusers', of the same weights for the same seed."""
+"""Small diffusion checkpoints, in the original layout and in diffusers', of the same weights for the same seed."""
 
 import json
 from dataclasses import dataclass
@@ -23,48 +23,78 @@ M = TypeVar("M", bound=nn.Module)
 Version = Literal["turbo", "base", "sft", "sft-stems"]  # of the same weights for the same seed
 
 TEXT_ENCODER = "Qwen3-Embedding-0.6B"
-_TEXT_WIDTH = 48
 _CHANNELS = 64
-_LAYERS = 4
-_ENCODER: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-_XL: dict[str, Any] = {
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "num_attention_heads": 8,  # 8 heads of 16 are wider than the hidden size, as in the real XL
-    "num_key_value_heads": 2,
-}
-_SHARED: dict[str, Any] = {
-    "head_dim": 16,
-    "rope_theta": 1_000_000.0,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "rms_norm_eps": 1e-6,
-    "sliding_window": 16,
-}
-_TRANSFORMER: dict[str, Any] = {
-    "num_hidden_layers": _LAYERS,
-    "in_channels": 3 * _CHANNELS,
-    "audio_acoustic_hidden_dim": _CHANNELS,
-    "patch_size": 2,
-    "layer_types": ["sliding_attention", "full_attention"] * (_LAYERS // 2),
-}
-_CONDITION: dict[str, Any] = {
-    "text_hidden_dim": _TEXT_WIDTH,
-    "timbre_hidden_dim": _CHANNELS,
-    "num_lyric_encoder_hidden_layers": 2,
-    "num_timbre_encoder_hidden_layers": 2,
-}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A checkpoint's size: its encoders, its transformer where that is another size, and what they share."""
+
+    encoder: dict[str, Any]
+    transformer: dict[str, Any] | None = None
+    head_dim: int = 16
+    sliding_window: int = 16
+    layers: int = 4
+    text_width: int = 48
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all attention layers have in common."""
+        return {
+            "head_dim": self.head_dim,
+            "rope_theta": 1_000_000.0,
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "rms_norm_eps": 1e-6,
+            "sliding_window": self.sliding_window,
+        }
+
+    @property
+    def stack(self) -> dict[str, Any]:
+        """The transformer's layers and ends."""
+        return {
+            "num_hidden_layers": self.layers,
+            "in_channels": 3 * _CHANNELS,
+            "audio_acoustic_hidden_dim": _CHANNELS,
+            "patch_size": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * (self.layers // 2),
+        }
+
+    @property
+    def condition(self) -> dict[str, Any]:
+        """The condition encoder's ends and depth."""
+        return {
+            "text_hidden_dim": self.text_width,
+            "timbre_hidden_dim": _CHANNELS,
+            "num_lyric_encoder_hidden_layers": 2,
+            "num_timbre_encoder_hidden_layers": 2,
+        }
+
+    @property
+    def quantizer(self) -> dict[str, Any]:
+        """The audio tokenizer's codebook."""
+        width = self.encoder["hidden_size"]
+        return {"fsq_dim": width, "fsq_input_levels": [8, 8, 8, 5, 5, 5], "fsq_input_num_quantizers": 1}
+
+
+def _widths(hidden: int, intermediate: int, heads: int, kv_heads: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+    }
+
+
+TINY = Size(encoder=_widths(64, 128, 4, 2))
+# 8 heads of 16 are wider than the hidden size, as in the real XL.
+TINY_XL = Size(encoder=TINY.encoder, transformer=_widths(96, 160, 8, 2))
+MID = Size(encoder=_widths(512, 1536, 8, 4), head_dim=64, sliding_window=128, layers=8, text_width=256)
 _POOLER: dict[str, Any] = {
     "audio_acoustic_hidden_dim": _CHANNELS,
     "pool_window_size": 5,
     "num_attention_pooler_hidden_layers": 2,
 }
-_FSQ: dict[str, Any] = {"fsq_dim": 64, "fsq_input_levels": [8, 8, 8, 5, 5, 5], "fsq_input_num_quantizers": 1}
 _ORIGINAL_NAMES = (
     ("proj_in_conv", "proj_in.1"),
     ("proj_out_conv", "proj_out.1"),
@@ -87,16 +117,20 @@ class _Parts:
     tokenizer: PreTrainedTokenizerFast
 
 
-def write_original(root: Path, *, xl: bool = False, version: Version = "turbo", seed: int = 0) -> Path:
+def write_original(
+    root: Path, *, xl: bool = False, version: Version = "turbo", seed: int = 0, size: Size | None = None
+) -> Path:
     """Write `acestep-v15[-xl]-VERSION` and the text encoder beside it into root; return the former's directory."""
-    parts = _make(xl=xl, version=version, seed=seed)
+    size = size or (TINY_XL if xl else TINY)
+    parts = _make(size, version=version, seed=seed)
     folder = root / f"acestep-v15-{'xl-' if xl else ''}{version}"
     folder.mkdir(parents=True, exist_ok=True)
 
-    config = (_XL if xl else _ENCODER) | _SHARED | _TRANSFORMER | _named(version) | _CONDITION | _POOLER | _FSQ
+    config = (size.transformer or size.encoder) | size.shared | size.stack | _named(version)
+    config |= size.condition | size.quantizer | _POOLER
     config |= {"architectures": ["AceStepConditionGenerationModel"], "use_sliding_window": True}
-    if xl:
-        config |= {f"encoder_{name}": value for name, value in _ENCODER.items()}
+    if size.transformer:
+        config |= {f"encoder_{name}": value for name, value in size.encoder.items()}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
     conditions = parts.condition_encoder.state_dict()
@@ -116,9 +150,11 @@ def write_original(root: Path, *, xl: bool = False, version: Version = "turbo", 
     return folder
 
 
-def write_diffusers(folder: Path, *, xl: bool = False, version: Version = "turbo", seed: int = 0) -> Path:
+def write_diffusers(
+    folder: Path, *, xl: bool = False, version: Version = "turbo", seed: int = 0, size: Size | None = None
+) -> Path:
     """Write a pipeline directory, all but its `vae` folder; return it."""
-    parts = _make(xl=xl, version=version, seed=seed)
+    parts = _make(size or (TINY_XL if xl else TINY), version=version, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
     library = {"text_encoder": "transformers", "tokenizer": "transformers"}
@@ -137,15 +173,15 @@ def _named(version: Version) -> dict[str, Any]:
     )
 
 
-def _make(*, xl: bool, version: Version, seed: int) -> _Parts:
+def _make(size: Size, *, version: Version, seed: int) -> _Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # First, so that both sizes share one text encoder, as the released ones do.
         tokenizer = byte_tokenizer(appends_end=True)
         text_config = Qwen3Config(
             vocab_size=len(tokenizer),
-            hidden_size=_TEXT_WIDTH,
-            intermediate_size=96,
+            hidden_size=size.text_width,
+            intermediate_size=2 * size.text_width,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
@@ -156,16 +192,16 @@ def _make(*, xl: bool, version: Version, seed: int) -> _Parts:
         parts = _Parts(
             transformer=_enliven(
                 AceStepTransformer1DModel(
-                    **(_XL if xl else _ENCODER),
-                    **_SHARED,
-                    **_TRANSFORMER,
+                    **(size.transformer or size.encoder),
+                    **size.shared,
+                    **size.stack,
                     **_named(version),
-                    encoder_hidden_size=_ENCODER["hidden_size"] if xl else None,
+                    encoder_hidden_size=size.encoder["hidden_size"] if size.transformer else None,
                 )
             ),
-            condition_encoder=_enliven(AceStepConditionEncoder(**_ENCODER, **_SHARED, **_CONDITION)),
-            audio_tokenizer=_enliven(AceStepAudioTokenizer(**_ENCODER, **_SHARED, **_POOLER, **_FSQ)),
-            audio_token_detokenizer=_enliven(AceStepAudioTokenDetokenizer(**_ENCODER, **_SHARED, **_POOLER)),
+            condition_encoder=_enliven(AceStepConditionEncoder(**size.encoder, **size.shared, **size.condition)),
+            audio_tokenizer=_enliven(AceStepAudioTokenizer(**size.encoder, **size.shared, **size.quantizer, **_POOLER)),
+            audio_token_detokenizer=_enliven(AceStepAudioTokenDetokenizer(**size.encoder, **size.shared, **_POOLER)),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
         )
