@@ -45,7 +45,10 @@ const player = new Player({
     find("#repaint-end").value = endS.toFixed(1);
     find("#part").open = true;
   },
-  onError: (/** @type {string} */ message) => (find("#song-error").textContent = message),
+  onError: () => attempt(async () => {
+    await ask("GET", view.song?.name); // the song may be gone, or the server
+    throw new ServerError("The sound broke off. Open the song again to go on listening.");
+  }, showAt("#song-error")),
 });
 
 /**
@@ -396,9 +399,9 @@ function newSong() {
 
 /** @returns {Json} the open song with a part made anew */
 function repaintedSong() {
-  const { lyrics, instrumental } = view.song?.request;
+  const { lyrics, instrumental, diffusion, model, adapters } = view.song?.request;
   const source = `${view.song?.name}/variants/${view.chosen}`;
-  return { lyrics, instrumental, source, ...readOrder(find("#repaint")) };
+  return { lyrics, instrumental, diffusion, model, adapters, source, ...readOrder(find("#repaint")) };
 }
 
 /** Shows what the chosen task needs, and takes what it does not. */
@@ -428,13 +431,16 @@ async function upload() {
   });
 }
 
+/** Whether a key is written as on a keyboard; the others are the same keys. @param {string} key */
+const isPlain = (key) => !/[♯♭]/.test(key);
+
 async function showCapabilities() {
   await attempt(async () => {
     const can = await ask("GET", "capabilities");
     const option = (/** @type {string} */ value, text = value) => make("option", { value }, text);
     const numbers = Array.from({ length: can.maxVariants ?? 1 }, (_, index) => option(String(index + 1)));
     find("#variants").replaceChildren(...numbers);
-    find("#key-scale").append(...(can.keyScales ?? []).map((/** @type {string} */ key) => option(key)));
+    find("#key-scale").append(...(can.keyScales ?? []).filter(isPlain).map((/** @type {string} */ key) => option(key)));
     find("#time-signature").append(...(can.timeSignatures ?? []).map((/** @type {string} */ beats) => option(beats)));
     find("#language").append(...(can.vocalLanguages ?? []).map((/** @type {string} */ code) =>
       option(code, code === "unknown" ? code : languages.of(code))));

@@ -7,8 +7,6 @@ const POLL_MS = 400;
 const MAX_BUFFER_S = 120; // of more, a browser stops reading for longer than the server waits for it
 const DRAG_PX = 4;
 const SCALE_S = [1, 2, 5, 10, 15, 30, 60];
-const LIVE = [["webm", 'audio/webm; codecs="opus"'], ["wav", "audio/wav"]];
-const WHOLE = [["ogg", 'audio/ogg; codecs="opus"'], ["wav", "audio/wav"]]; // these can be sought without an index
 
 /** @param {string} id @returns {any} */
 const byId = (id) => document.getElementById(id);
@@ -21,7 +19,7 @@ export function clock(timeS) {
 
 /**
  * Plays one variant of one song at a time. It tells `onTime(timeS)` while it plays, `onDecoded(share)` as the waveform
- * grows, `onPick(startS, endS)` as a part is dragged over, and `onError(message)`.
+ * grows, `onPick(startS, endS)` as a part is dragged over, and `onError()`.
  */
 export class Player {
   /** @param {{onTime: Function, onDecoded: Function, onPick: Function, onError: Function}} listeners */
@@ -44,7 +42,7 @@ export class Player {
     Object.assign(this, { song, variant, durationS });
     byId("play").disabled = false;
     this.showTime();
-    this.load(LIVE, { max_buffer_s: MAX_BUFFER_S });
+    this.load({ max_buffer_s: MAX_BUFFER_S });
     if (isPlayed) this.play();
     void this.follow(this.turn);
   }
@@ -73,7 +71,7 @@ export class Player {
     if (!this.isDecoded) return;
     if (!this.canSeek) {
       const isPlaying = !this.audio.paused;
-      this.load(WHOLE);
+      this.load({});
       this.canSeek = true;
       if (isPlaying) this.play();
     }
@@ -87,10 +85,10 @@ export class Player {
     this.draw();
   }
 
-  /** Sets the source to the first of some kinds that the browser plays. */
-  load(/** @type {string[][]} */ kinds, query = {}) {
-    const [extension] = kinds.find(([, type]) => this.audio.canPlayType(type)) ?? kinds[0];
-    this.audio.src = address(`${this.song}/audio.${extension}`, { variant: this.variant, ...query });
+  /** Sets the source: paced, it is a stream without an end; else a file, once it is decoded. */
+  load(/** @type {Record<string, number>} */ pace) {
+    const extension = this.audio.canPlayType('audio/webm; codecs="opus"') ? "webm" : "wav";
+    this.audio.src = address(`${this.song}/audio.${extension}`, { variant: this.variant, ...pace });
   }
 
   /** Draws the waveform as it is decoded, until it is whole. */
@@ -117,7 +115,7 @@ export class Player {
     for (const name of ["play", "pause", "ended", "emptied"]) audio.addEventListener(name, showState);
     audio.addEventListener("timeupdate", () => this.showTime());
     audio.addEventListener("error", () => {
-      if (this.song) this.listeners.onError("The sound broke off. Open the song again to go on listening.");
+      if (this.song) this.listeners.onError();
     });
     byId("play").addEventListener("click", () => (audio.paused ? this.play() : audio.pause()));
     byId("volume").addEventListener("input", () => (audio.volume = byId("volume").value));
