@@ -10,42 +10,39 @@ import grpc.aio
 from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest, UploadAudioResponse
 from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceServicer
 from soundstage_gateway.assets import Assets
-from soundstage_gateway.audio_file import read_audio_file
+from soundstage_gateway.audio_decoder import AudioDecoder
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import InvalidRequestError, Violation
 from soundstage_runtime.request_stream import patient
 from soundstage_runtime.score import SAMPLE_RATE_HZ
-from soundstage_runtime.worker import Worker
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 256 << 20
 
 
 class AudioServicer(AudioServiceServicer):
-    """Takes in as many files at once as `admission` lets in; `decoder` decodes one after another.
+    """Takes in as many files at once as `admission` lets in, and decodes one after another.
 
     A client that sends nothing for `idle_timeout_s` loses its call and its place.
     """
 
-    def __init__(self, assets: Assets, admission: Admission, decoder: Worker, *, idle_timeout_s: float = 30.0) -> None:
+    def __init__(self, assets: Assets, admission: Admission, *, idle_timeout_s: float = 30.0) -> None:
         self._assets = assets
         self._admission = admission
-        self._decoder = decoder
+        self._decoder = AudioDecoder()
         self._idle_timeout_s = idle_timeout_s
 
     async def UploadAudio(
         self, request_iterator: AsyncIterator[UploadAudioRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> UploadAudioResponse:
         """See audio_service.proto."""
-        # Leaving closes the file, which ends a decoding that nobody waits for any more.
         async with self._admission.enter():
             with tempfile.TemporaryFile() as file:
                 sha256 = await _receive(patient(request_iterator, timeout_s=self._idle_timeout_s), file)
                 name = f"assets/{sha256.hex()[:32]}"
                 recording = self._assets.find(name)
                 if recording is None:
-                    file.seek(0)
-                    recording = await self._decoder.run(read_audio_file, file)
+                    recording = await self._decoder.decode(file)
             self._assets.keep(name, recording)
         return UploadAudioResponse(
             asset=name,
