@@ -80,7 +80,7 @@ def test_budgets_that_add_up_are_kept_to() -> None:
         (["--dit", "xxl"], None, "must be one of turbo"),
         (["--gpu-memory", "gateway=1GiB"], None, "must be lm=, dit= or vae=, each once"),
         (["--gpu-memory", "lm=1GiB", "--gpu-memory", "lm=2GiB"], None, "each once"),
-        (["--gpu-memory", "lm=lots"], None, "lm: is 'lots'; must be a size above 0"),
+        (["--gpu-memory", "lm=lots"], None, "lm: 'lots' is no amount of memory"),
         ([], "much", "is 'much'; must be a number of GB"),
     ],
 )

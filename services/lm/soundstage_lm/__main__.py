@@ -1,17 +1,18 @@
 """`python -m soundstage_lm --model DIR`: the planner process."""
 
+from soundstage_device.worker import DeviceWorker
 from soundstage_lm.engine import load_composer
 from soundstage_lm.servicer import offer, warm_up
 from soundstage_lm.settings import LmSettings
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
-from soundstage_runtime.worker import Worker
 
 
 async def main(settings: LmSettings) -> None:
     """Load, and serve until SIGTERM."""
-    loaded = await load_composer(settings, Worker("lm"))
+    loaded = await load_composer(settings, DeviceWorker("lm"))
+    settings = loaded.settings
     services = offer(
         loaded.composer,
         model=loaded.model,

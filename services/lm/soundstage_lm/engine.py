@@ -13,11 +13,14 @@ import torch
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_budget.engine_choice import DtypeChoice, choose_engine
+from soundstage_budget.need import song_tokens
+from soundstage_device.budget import memory_bytes, pin_budget
 from soundstage_device.device import choose_device, describe_card
 from soundstage_lm.composer import Composer
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.scoring import Judge
 from soundstage_lm.settings import LmSettings
+from soundstage_lm.size import fit, read_size
 from soundstage_lm.torch_engine import TorchWriter
 from soundstage_lm.torch_judge import TorchJudge
 from soundstage_lm.weights import Outline, load_checkpoint, load_outline
@@ -30,9 +33,13 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A planner, what StageService says of it, where it runs, how to end its engine, and how to learn of its loss."""
+    """A planner, what StageService says of it, where it runs, how to end its engine, and how to learn of its loss.
+
+    `settings` are those it was loaded with, lowered to what fits.
+    """
 
     composer: Composer
+    settings: LmSettings
     model: StageModel
     device: str
     close: Callable[[], None]
@@ -49,10 +56,12 @@ class _Engine:
 
 
 async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
-    """Load the planner that the settings name, on the engine that fits the device. Raises CheckpointError."""
+    """Load the planner that the settings name, on the engine that fits the device and within its memory.
+
+    Raises CheckpointError, DeviceError and DoesNotFitError.
+    """
     folder = locate(settings.model)
     outline = load_outline(folder)
-    grammar = Grammar(outline.tokenizer, max_duration_s=settings.max_duration_s)
     device = choose_device(settings.device)
     choice = choose_engine(
         describe_card(device),
@@ -65,10 +74,17 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     if not choice.uses_card:
         device = torch.device("cpu")
     dtype = choice.dtype if settings.dtype == "auto" else settings.dtype
+    budget_bytes = pin_budget(settings.gpu_memory, device)
+    if budget_bytes is not None:
+        # As PyTorch, which needs a little more: vLLM may yet not start.
+        size, on_card = read_size(folder, outline), device.type != "cpu"
+        settings = fit(settings, size, budget_bytes, engine="torch", dtype=dtype, on_card=on_card)
+    grammar = Grammar(outline.tokenizer, max_duration_s=settings.max_duration_s)
     engine = None
     if choice.engine == "vllm":
+        share = 0.0 if budget_bytes is None else budget_bytes / memory_bytes(device)
         try:
-            engine = await _start_vllm(settings, folder, outline, grammar, device=device, dtype=dtype)
+            engine = await _start_vllm(settings, folder, outline, grammar, device=device, dtype=dtype, share=share)
         except Exception as error:  # whatever keeps vLLM from starting, PyTorch can plan
             _log.warning("vllm_did_not_start", engine="torch", why=str(error) or type(error).__name__)
     if engine is None:
@@ -78,7 +94,9 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
         engine = _Engine(
             writer=TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb),
             max_tokens=outline.config.max_position_embeddings,
-            judge=TorchJudge(checkpoint, worker),
+            judge=TorchJudge(
+                checkpoint, worker, max_tokens=None if budget_bytes is None else song_tokens(settings.max_duration_s)
+            ),
             close=worker.close,
         )
     composer = Composer(
@@ -95,11 +113,20 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
         model_fingerprint=outline.fingerprint,
         dtype=dtype,
     )
-    return Loaded(composer=composer, model=model, device=str(device), close=engine.close, lost=engine.lost)
+    return Loaded(
+        composer=composer, settings=settings, model=model, device=str(device), close=engine.close, lost=engine.lost
+    )
 
 
 async def _start_vllm(
-    settings: LmSettings, folder: Path, outline: Outline, grammar: Grammar, *, device: torch.device, dtype: DtypeChoice
+    settings: LmSettings,
+    folder: Path,
+    outline: Outline,
+    grammar: Grammar,
+    *,
+    device: torch.device,
+    dtype: DtypeChoice,
+    share: float,
 ) -> _Engine:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -113,6 +140,7 @@ async def _start_vllm(
         max_duration_s=settings.max_duration_s,
         max_texts=settings.max_in_flight,
         kv_cache_bytes=int(settings.kv_cache_gb * 1e9),
+        memory_share=share,
         timeout_s=settings.engine_timeout_s,
     )
     writer = await start_writer(options, outline.tokenizer, grammar)

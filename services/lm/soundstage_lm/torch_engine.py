@@ -179,7 +179,7 @@ class TorchWriter:
         elif len(entry.written) >= entry.text.rule.max_tokens:
             self._end(entry, WriteError(f"the text is longer than the {len(entry.written)} tokens of its rule"))
 
-    def _end(self, entry: _Entry, why: WriteError | None) -> None:
+    def _end(self, entry: _Entry, why: ServiceError | None) -> None:
         self._leave(entry)
         entry.out.put_nowait(why)
 
@@ -197,6 +197,10 @@ class TorchWriter:
                 step = self._plan()
                 try:
                     drawn = await self._worker.run(self._take, step)
+                except ServiceError as error:  # the device has no memory left, say
+                    for entry in list(self._live):
+                        self._end(entry, error)
+                    continue
                 except Exception as error:
                     _log.exception("step_failed", texts=len(self._live))
                     for entry in list(self._live):

@@ -11,7 +11,7 @@ from soundstage_lm.model.cache import KvCache, Span
 from soundstage_lm.model.pages import count_pages
 from soundstage_lm.scoring import Judged
 from soundstage_lm.weights import Checkpoint
-from soundstage_runtime.errors import ServiceError
+from soundstage_runtime.errors import InvalidRequestError, ServiceError, Violation
 from soundstage_runtime.worker import Worker
 
 _PIECE: Final = 128  # tokens: the logits of so many are a tenth of a gigabyte
@@ -29,15 +29,20 @@ class TorchJudge:
     Its keys and values are beside those of the texts, and last as long as the call.
     """
 
-    def __init__(self, checkpoint: Checkpoint, worker: Worker) -> None:
+    def __init__(self, checkpoint: Checkpoint, worker: Worker, *, max_tokens: int | None = None) -> None:
+        """Judge texts of up to `max_tokens`, prompts included; None for as many as the model knows places."""
         self._model, self._worker = checkpoint.model, worker
+        self._max_tokens = max_tokens or checkpoint.model.config.max_position_embeddings
         self._turn = asyncio.Lock()
 
     async def judge(self, prompt: Sequence[int], targets: Sequence[Sequence[int]]) -> list[Judged]:
-        """Judge targets; see Judge. Raises JudgeError."""
+        """Judge targets; see Judge. Raises JudgeError, and InvalidRequestError where memory is too small for them."""
         *before, last = prompt
+        longest = len(prompt) + max(map(len, targets))
+        if longest > self._max_tokens:
+            wanted = f"make {longest} tokens with the words; the planner's memory has room for {self._max_tokens}"
+            raise InvalidRequestError([Violation(field="codes", description=wanted)])
         async with self._turn:
-            longest = len(prompt) + max(map(len, targets))
             cache = await self._worker.run(self._make_cache, longest)
             for first, tokens in _cut(before):
                 await self._worker.run(self._read, cache, tokens, first)

@@ -18,6 +18,7 @@ LATENT_RATE_HZ: Final = 25
 FRAMES_PER_TOKEN: Final = 2
 _CUDA_CONTEXT: Final = 450 * MIB  # driver, cuBLAS and cuDNN; torch's allocator does not see it
 _CPU_CONTEXT: Final = 64 * MIB  # calls, tables, and what malloc keeps
+_CPU_TOKENIZER: Final = 160 * MIB  # the libraries around a tokenizer, its tables, and what malloc keeps of reading it
 _LAYERS_AT_ONCE: Final = 2  # of a transformer that is offloaded: the one at work and the next
 _SCALES: Final = 1.01  # of quantised weights, a scale a row
 _PAGE: Final = 64  # tokens, of the planner's cache
@@ -73,6 +74,7 @@ def need_vae(
     *,
     dtype: str,
     window_frames: int,
+    max_tiles: int = 1,
     max_batch: int,
     max_duration_s: int,
     offload: Offload,
@@ -85,7 +87,7 @@ def need_vae(
     channels = max(model.encoder_channels, model.decoder_channels)
     return Need(
         weights=weights,
-        activations=tile_bytes(window_frames, channels=channels, itemsize=itemsize),
+        activations=max_tiles * tile_bytes(window_frames, channels=channels, itemsize=itemsize),
         # What calls hold is on the host.
         workspace=0 if on_card else max_batch * codec_call_bytes(window_frames, max_duration_s),
         context=context_bytes(on_card=on_card),
@@ -106,9 +108,9 @@ def page_bytes(shape: TransformerShape, itemsize: int) -> int:
     return shape.kv_bytes(_PAGE, itemsize)
 
 
-def songs_kv_bytes(shape: TransformerShape, *, songs: int, duration_s: int, itemsize: int) -> int:
-    """Return what the keys and values of guided songs take: two rows each, in whole pages."""
-    return 2 * songs * -(-song_tokens(duration_s) // _PAGE) * page_bytes(shape, itemsize)
+def row_bytes(shape: TransformerShape, *, duration_s: int, itemsize: int) -> int:
+    """Return what the keys and values of one row of a song take, in whole pages; a guided song has two rows."""
+    return -(-song_tokens(duration_s) // _PAGE) * page_bytes(shape, itemsize)
 
 
 def token_step_bytes(shape: TransformerShape, *, cached_tokens: int, itemsize: int) -> int:
@@ -134,15 +136,15 @@ def need_lm(
     # Rows of the embedding that are kept once more: on a CPU, laid out for it, those of every set of tokens.
     heads = words if on_card else model.num_codes + 4 * words
     weights = (model.parameters + heads * shape.width) * itemsize
-    judged = songs_kv_bytes(shape, songs=1, duration_s=max_duration_s, itemsize=itemsize) // 2 if judges else 0
+    judged = row_bytes(shape, duration_s=max_duration_s, itemsize=itemsize) if judges else 0
     converted = model.file_bytes if model.file_bytes != model.parameters * itemsize else 0
     return Need(
         weights=weights,
-        kv=songs_kv_bytes(shape, songs=max_batch, duration_s=max_duration_s, itemsize=itemsize) + judged,
+        kv=2 * max_batch * row_bytes(shape, duration_s=max_duration_s, itemsize=itemsize) + judged,
         activations=token_step_bytes(shape, cached_tokens=2 * max_batch * tokens, itemsize=itemsize)
         + piece_bytes(shape, length=tokens, piece=1024 if on_card else 128, itemsize=itemsize),
         workspace=_JUDGED_AT_ONCE * model.vocabulary * (itemsize + 9) if judges else 0,
-        context=context_bytes(on_card=on_card),
+        context=context_bytes(on_card=on_card) + (0 if on_card else _CPU_TOKENIZER),
         loading=0 if on_card else model.file_bytes + converted + model.parameters * itemsize,
     )
 
@@ -223,6 +225,6 @@ def need_dit(
         weights=round(weights) + silence,
         kv=max_batch * song_bytes(shape, num_frames=frames, num_conditions=_CONDITIONS, itemsize=itemsize),
         activations=velocity_bytes(shape, tokens=tokens, longest=longest, itemsize=itemsize, in_blocks=in_blocks),
-        context=context_bytes(on_card=on_card),
+        context=context_bytes(on_card=on_card) + (0 if on_card else _CPU_TOKENIZER),
         loading=0 if on_card else model.file_bytes + all_weights,
     )

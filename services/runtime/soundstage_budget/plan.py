@@ -35,6 +35,7 @@ class Plan:
     max_batch: int
     max_tokens: int = 0
     window_frames: int = 0
+    max_tiles: int = 0
     budget_bytes: int
     need: Need
     given_up: tuple[str, ...] = ()
@@ -51,20 +52,22 @@ def plan_vae(
     budget_bytes: int,
     dtype: str = "float32",
     window_frames: int = 64,
+    max_tiles: int = 1,
     max_batch: int = 8,
     max_duration_s: int = 600,
     offloads: Sequence[Offload] = OFFLOADS,
     on_card: bool,
 ) -> Plan:
     """Plan a codec; raises DoesNotFitError."""
-    options = product(offloads, _down(window_frames, _WINDOWS), _halves(max_batch))
+    options = product(offloads, _down(window_frames, _WINDOWS), _halves(max_batch), _halves(max_tiles))
 
-    def plan(option: tuple[Offload, int, int]) -> Plan:
-        offload, window, batch = option
+    def plan(option: tuple[Offload, int, int, int]) -> Plan:
+        offload, window, batch, tiles = option
         need = need_vae(
             model,
             dtype=dtype,
             window_frames=window,
+            max_tiles=tiles,
             max_batch=batch,
             max_duration_s=max_duration_s,
             offload=offload,
@@ -78,11 +81,13 @@ def plan_vae(
             max_duration_s=max_duration_s,
             max_batch=batch,
             window_frames=window,
+            max_tiles=tiles,
             budget_bytes=budget_bytes,
             need=need,
             given_up=(
                 *instead("window_frames", window_frames, window),
                 *instead("calls at once", max_batch, batch),
+                *instead("tiles at once", max_tiles, tiles),
                 *offloaded(offloads[0], offload),
             ),
         )

@@ -33,5 +33,5 @@ def parse_memory(text: str) -> Memory:
     elif 0 < number <= 1:
         return Memory(fraction=number)
     raise ValueError(
-        f"is {text!r}; must be a size above 0 such as 6GiB or 512MiB, or a fraction of the memory above 0 and at most 1"
+        f"{text!r} is no amount of memory: must be a size above 0 such as 6GiB, or a fraction above 0 and at most 1"
     )

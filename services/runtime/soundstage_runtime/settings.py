@@ -2,12 +2,19 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings
 
 from soundstage_runtime.logs import LogFormat, LogLevel
+from soundstage_runtime.memory import parse_memory
+
+
+def _check_memory(text: str) -> str:
+    if text:
+        parse_memory(text)
+    return text
 
 
 class ServerSettings(BaseSettings):
@@ -31,6 +38,9 @@ class StageSettings(ServerSettings):
         description="auto, cpu or cuda:0; auto is the first CUDA device, or the CPU",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="arithmetic type")
+    gpu_memory: Annotated[str, AfterValidator(_check_memory)] = Field(
+        "", description="memory to stay within: a size as 6GiB, or a fraction of the device; empty for no limit"
+    )
     max_in_flight: int = Field(8, ge=1, description="calls worked on at once")
     max_waiting: int = Field(64, ge=0, description="calls that may wait their turn; more are refused")
 

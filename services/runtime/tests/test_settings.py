@@ -2,7 +2,7 @@ import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from soundstage_runtime.settings import ServerSettings, load_settings
+from soundstage_runtime.settings import ServerSettings, StageSettings, load_settings
 
 
 class KilnSettings(ServerSettings):
@@ -73,3 +73,14 @@ def test_a_flag_nobody_knows_ends_the_process(capsys: pytest.CaptureFixture[str]
         load_settings(KilnSettings, ["--model", "clay", "--colour", "red"])
     assert caught.value.code == 2
     assert "--colour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "6GiB", "0.5"])
+def test_a_budget_is_a_size_or_a_fraction(text: str) -> None:
+    assert load_settings(StageSettings, ["--model", "clay", "--gpu-memory", text]).gpu_memory == text
+
+
+def test_a_budget_that_is_neither_is_told_with_what_would_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(StageSettings, ["--model", "clay", "--gpu-memory", "plenty"])
+    assert "GPU_MEMORY (or --gpu-memory) is 'plenty': Value error, 'plenty' is no amount" in capsys.readouterr().err

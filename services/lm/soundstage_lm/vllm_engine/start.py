@@ -23,6 +23,7 @@ from soundstage_lm.weights import read_config
 from soundstage_lm.writer import Text
 
 _LONGEST: Final = 8192  # tokens of one text: the codes of 600 s, and as much again for words
+_LEAST_SHARE: Final = 0.05
 _PAGE: Final = 32  # tokens; the least that all of vLLM's attention kernels take
 _BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -38,6 +39,7 @@ class VllmOptions:
     max_texts: int
     kv_cache_bytes: int
     timeout_s: float
+    memory_share: float = 0.0  # of the device, that must be free; 0 for no budget
 
 
 async def start_writer(options: VllmOptions, tokenizer: PlannerTokenizer, grammar: Grammar) -> VllmWriter:
@@ -103,7 +105,8 @@ def arguments(options: VllmOptions) -> AsyncEngineArgs:
         max_num_seqs=2 * options.max_texts,
         block_size=_PAGE,
         kv_cache_memory_bytes=options.kv_cache_bytes,
-        gpu_memory_utilization=0.05,  # only asks that much to be free: the budget is the line above
+        # Only asks that much to be free: the cache is the line above.
+        gpu_memory_utilization=max(_LEAST_SHARE, options.memory_share),
         enable_prefix_caching=False,
         async_scheduling=False,
         enforce_eager=is_cpu,

@@ -1,0 +1,46 @@
+"""A process's share of its device's memory: read, and kept to."""
+
+import os
+from collections.abc import Sequence
+
+import structlog
+import torch
+
+from soundstage_budget.need import context_bytes
+from soundstage_budget.plan import DoesNotFitError, size
+from soundstage_runtime.memory import parse_memory
+
+_log = structlog.stdlib.get_logger()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return how much memory a device has; a CPU's is the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def pin_budget(gpu_memory: str, device: torch.device) -> int | None:
+    """Return the bytes that a setting means of a device, and have torch refuse more; None for no budget.
+
+    To be called before anything is loaded. Raises DoesNotFitError when another process has taken what it would need.
+    """
+    if not gpu_memory:
+        return None
+    total = memory_bytes(device)
+    budget = parse_memory(gpu_memory).of(total)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + context_bytes(on_card=True)  # ours is taken by now
+        if budget > free:
+            raise DoesNotFitError(
+                f"gpu_memory is {gpu_memory}, {size(budget)}, but other processes have left {size(free)} of the card's "
+                f"{size(total)}; end some, or give at most that"
+            )
+        torch.cuda.set_per_process_memory_fraction(max(0.0, budget - context_bytes(on_card=True)) / total, device)
+    return budget
+
+
+def tell_given_up(given_up: Sequence[str]) -> None:
+    """Warn, in the log, of each thing that a budget has no room for."""
+    for words in given_up:
+        _log.warning("budget_gave_up", what=words)

@@ -1,0 +1,180 @@
+"""Processes that are told how much memory they may take: they stay within it, or do not start and say why."""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import warnings
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import pytest
+
+from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, ScoreRequest
+from soundstage.stage.v1.lm_service_pb2_grpc import LmServiceStub
+from soundstage.stage.v1.stage_service_pb2 import DescribeRequest
+from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceStub
+from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeSetup, EncodeRequest, EncodeSetup
+from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceStub
+from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk
+from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
+from soundstage_cli.tiny.lm import TINY, write_lm
+from soundstage_cli.tiny.vae import write_vae
+from soundstage_runtime.tensors import latent_chunks
+
+MIB = 1 << 20
+Call = Callable[[grpc.aio.Channel, int], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        write_vae(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lm")
+    write_lm(folder, shape=replace(TINY, hidden_size=256, intermediate_size=768, num_codes=8_000))
+    return folder
+
+
+def peak_bytes(status: str) -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def bare_import_bytes(stage: str) -> int:
+    """What a stage's modules take before they do anything."""
+    script = f"import soundstage_{stage}.__main__; print(open('/proc/self/status').read())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return peak_bytes(done.stdout)
+
+
+@asynccontextmanager
+async def serving(stage: str, model: Path, *arguments: str) -> AsyncGenerator[tuple[grpc.aio.Channel, int]]:
+    """Run a stage; gives a channel to it, and its process id."""
+    command = [
+        sys.executable,
+        "-m",
+        f"soundstage_{stage}",
+        "--model",
+        str(model),
+        "--port",
+        "0",
+        "--log-format",
+        "json",
+    ]
+    process = await asyncio.create_subprocess_exec(*command, *arguments, "--max-waiting", "100", stderr=PIPE)
+    assert process.stderr is not None
+    try:
+        lines = [line async for line in until_ready(process.stderr)]
+        assert lines
+        assert lines[-1].get("event") == "ready", lines
+        reader = asyncio.create_task(process.stderr.read())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{lines[-1]['port']}") as channel:
+            yield channel, process.pid
+        process.terminate()
+        await reader
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def until_ready(errors: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    async for line in errors:
+        event = json.loads(line) if line.startswith(b"{") else {"event": line.decode()}
+        yield event
+        if event["event"] == "ready":
+            return
+
+
+async def code(channel: grpc.aio.Channel, number: int) -> None:
+    """Decode or encode a sound, of a length that depends on the number."""
+    frames = 75 if number in (20, 21) else (1, 6, 2, 10)[number // 2 % 4]
+    stub = VaeServiceStub(channel)
+    if number % 2:
+        chunks = latent_chunks(np.zeros((2 * frames, 64), np.float32), DATA_TYPE_FLOAT32)
+        latents = [DecodeRequest(latents=chunk) for chunk in chunks]
+        async for _ in stub.Decode(iter([DecodeRequest(setup=DecodeSetup(latent_frames=2 * frames)), *latents])):
+            pass
+        return
+    setup = EncodeSetup(frame_count=frames * 1920, sample_format=SAMPLE_FORMAT_F32, seed=number)
+    second = [AudioChunk(first_frame=first * 1920, frame_count=1920, data=bytes(1920 * 8)) for first in range(frames)]
+    async for _ in stub.Encode(iter([EncodeRequest(setup=setup), *(EncodeRequest(audio=chunk) for chunk in second)])):
+        pass
+
+
+async def compose(channel: grpc.aio.Channel, number: int) -> None:
+    """Compose a few seconds, or score words, by turns."""
+    stub = LmServiceStub(channel)
+    if number % 4 == 3:
+        await stub.Score(ScoreRequest(codes=[7] * (50 + number), caption="a bright tune", lyrics="la la la"))
+        return
+    request = ComposeRequest(
+        caption="a bright tune",
+        lyrics="la " * number,
+        metadata=SongMetadata(duration_s=1 + number % 3),
+        write_metadata=False,
+        rewrite_caption=False,
+        detect_language=False,
+    )
+    async for _ in stub.Compose(request):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("stage", "call", "budget"), [("vae", code, "1GiB"), ("vae", code, "320MiB"), ("lm", compose, "1GiB")]
+)
+async def test_a_budget_holds_over_a_hundred_mixed_requests(
+    stage: str, call: Call, budget: str, request: pytest.FixtureRequest
+) -> None:
+    baseline = bare_import_bytes(stage)
+    async with serving(stage, request.getfixturevalue(stage), "--gpu-memory", budget) as (channel, process):
+        await asyncio.gather(*(call(channel, number) for number in range(100 if budget == "1GiB" else 12)))
+        taken = peak_bytes(await asyncio.to_thread(Path(f"/proc/{process}/status").read_text)) - baseline
+    assert 0 < taken < {"1GiB": 1024, "320MiB": 320}[budget] * MIB
+
+
+async def test_a_small_budget_makes_fewer_and_shorter_songs_and_the_caller_is_told(lm: Path) -> None:
+    baseline = bare_import_bytes("lm")
+    async with serving("lm", lm, "--gpu-memory", "275MiB") as (channel, process):
+        described = await StageServiceStub(channel).Describe(DescribeRequest())
+        assert described.max_in_flight < 8
+        assert described.max_duration_s < 600
+        request = ComposeRequest(caption="x", metadata=SongMetadata(duration_s=600))
+        with pytest.raises(grpc.aio.AioRpcError, match=f"duration_s is 600; must be 1 to {described.max_duration_s:g}"):
+            [answer async for answer in LmServiceStub(channel).Compose(request)]
+        await asyncio.gather(*(compose(channel, number) for number in range(12)))
+        taken = peak_bytes(await asyncio.to_thread(Path(f"/proc/{process}/status").read_text)) - baseline
+    assert taken < 275 * MIB
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("vae", r"gives vae 50\.0 MiB; oobleck in float32 needs at least \S+ [GM]iB \(weights .*\): give it that much"),
+        ("lm", r"gives lm 50\.0 MiB; 256x2 in float32 needs at least \S+ [GM]iB \(weights .*\): give it that much"),
+    ],
+)
+def test_a_budget_too_small_ends_the_process_with_the_figures(
+    stage: str, words: str, request: pytest.FixtureRequest
+) -> None:
+    command = [sys.executable, "-m", f"soundstage_{stage}", "--model", str(request.getfixturevalue(stage))]
+    done = subprocess.run([*command, "--gpu-memory", "50MiB"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(words, done.stderr.splitlines()[-1])
+    assert "Traceback" not in done.stderr
