@@ -44,6 +44,7 @@ def list_adapters(gateway: options.Gateway = options.GATEWAY) -> None:
 def load(
     name: Name,
     path: Annotated[str, typer.Argument(help="file or directory, below the diffusion stage's --adapter-dir")],
+    model: Annotated[str, typer.Option(help="the diffusion model it is for, by name; the first by default")] = "",
     gateway: options.Gateway = options.GATEWAY,
 ) -> None:
     """Load an adapter that lies on the diffusion stage's machine."""
@@ -52,7 +53,7 @@ def load(
 
     async def call() -> Adapter:
         async with grpc.aio.insecure_channel(gateway) as channel:
-            request = LoadAdapterRequest(adapter=_full(name), path=path)
+            request = LoadAdapterRequest(adapter=_full(name), path=path, model=model)
             return (await CatalogServiceStub(channel).LoadAdapter(request)).adapter
 
     print(_tell(ask(gateway, call())))

@@ -177,6 +177,8 @@ def generate(
     mode: options.Mode = None,
     source_caption: options.SourceCaption = "",
     source_lyrics_file: options.SourceLyricsFile = None,
+    mix_caption: options.MixCaption = "",
+    model: options.Model = "",
     encoding: EncodingName = None,
     sample_format: SampleFormatName = None,
     sample_rate: SampleRate = None,
@@ -202,7 +204,8 @@ def generate(
         fade_out=fade_out,
     )
     options.check_words("CAPTION", caption)
-    options.check_words("--source-caption", source_caption)
+    for hint, words in (("--source-caption", source_caption), ("--mix-caption", mix_caption), ("--model", model)):
+        options.check_words(hint, words)
     references = reference or []
     for hint, path in (("--source", source), *(("--reference", path) for path in references)):
         if path is not None:
@@ -224,6 +227,7 @@ def generate(
                 guidance=None if guidance_scale is None else Guidance(scale=guidance_scale),
             ),
             adapters=read_adapters(adapter or []),
+            model=model,
             task=read_task(
                 task,
                 start=start,
@@ -233,6 +237,7 @@ def generate(
                 mode=mode,
                 source_caption=source_caption,
                 source_lyrics_file=options.read_lyrics(source_lyrics_file, hint="--source-lyrics-file"),
+                mix_caption=mix_caption,
             ),
         )
     )

@@ -38,6 +38,8 @@ Tracks = Annotated[
 ]
 Strength = Annotated[float | None, typer.Option(help="cover: how much is followed; repaint: how free; 0 to 1")]
 Mode = Annotated[str | None, typer.Option(help=f"repaint: {', '.join(MODES)}")]
+MixCaption = Annotated[str, typer.Option(help="lego, on a model for stems: what the whole mix is like")]
+Model = Annotated[str, typer.Option(help="the diffusion model: models/dit/NAME, or its variant, such as xl-turbo")]
 SourceCaption = Annotated[str, typer.Option(help="edit: what the source is like")]
 SourceLyricsFile = Annotated[typer.FileText | None, typer.Option(encoding="utf-8", help="edit: the words sung in it")]
 Gateway = Annotated[str, typer.Option(help="the gateway's address")]

@@ -24,7 +24,7 @@ _TAKES: Final[dict[str, tuple[str, ...]]] = {
     "cover": ("strength",),
     "repaint": ("start", "end", "strength", "mode"),
     "extract": ("track",),
-    "lego": ("track", "start", "end"),
+    "lego": ("track", "start", "end", "mix_caption"),
     "complete": ("track",),
     "edit": ("source_caption", "source_lyrics_file"),
 }
@@ -57,7 +57,8 @@ def read_task(name: str | None, **given: Any) -> Task | None:
         case "extract":
             return Task(extract=Extract(track=track))
         case "lego":
-            return Task(lego=Lego(track=track, start_s=start, end_s=end))
+            mix = given.get("mix_caption", "")
+            return Task(lego=Lego(track=track, start_s=start, end_s=end, global_caption=mix))
         case "complete":
             return Task(complete=Complete(tracks=tracks))
         case "edit":

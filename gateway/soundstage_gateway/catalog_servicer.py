@@ -30,7 +30,7 @@ from soundstage.stage.v1.stage_service_pb2 import DescribeResponse
 from soundstage.type.v1.audio_pb2 import Encoding, SampleFormat
 from soundstage.type.v1.task_pb2 import Task
 from soundstage_gateway.audio_format import SAMPLE_RATES_HZ
-from soundstage_gateway.order import ADAPTERS
+from soundstage_gateway.order import ADAPTERS, MODELS
 from soundstage_gateway.stages import NAMES, Stages, ask_once
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import ServiceError
@@ -125,7 +125,8 @@ class CatalogServicer(CatalogServiceServicer):
 
     async def LoadAdapter(self, request: LoadAdapterRequest, context: Context) -> LoadAdapterResponse:
         """See catalog_service.proto."""
-        wanted = dit.LoadAdapterRequest(name=_read_name(request.adapter), path=request.path)
+        model = request.model.removeprefix(MODELS)
+        wanted = dit.LoadAdapterRequest(name=_read_name(request.adapter), path=request.path, model=model)
         answer = await ask_once(STAGE_DIT, self._stages.dit.LoadAdapter, wanted)
         return LoadAdapterResponse(adapter=_public(answer.adapter))
 
@@ -167,7 +168,11 @@ def _read_name(name: str) -> str:
 
 def _public(adapter: dit.Adapter) -> Adapter:
     return Adapter(
-        name=f"{ADAPTERS}{adapter.name}", kind=adapter.kind, rank=adapter.rank, size_bytes=adapter.size_bytes
+        name=f"{ADAPTERS}{adapter.name}",
+        kind=adapter.kind,
+        rank=adapter.rank,
+        size_bytes=adapter.size_bytes,
+        model_fingerprint=adapter.model_fingerprint,
     )
 
 

@@ -18,6 +18,7 @@ from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, C
 
 MAX_VARIANTS = 8
 MIN_CODES = CODE_RATE_HZ
+MODELS = "models/dit/"  # before the name of a diffusion model
 ADAPTERS = "adapters/"  # before the id of an adapter, which is what the diffusion stage knows it by
 MAX_CODES = int(DURATION_RANGE_S[1]) * CODE_RATE_HZ
 _UPLOAD = "send the file with AudioService.UploadAudio and give the asset that it answers, or name a finished song"

@@ -41,7 +41,7 @@ from soundstage_gateway.audio_file import Recording, Samples
 from soundstage_gateway.hearing import encode
 from soundstage_gateway.log import Log
 from soundstage_gateway.metrics import Metrics
-from soundstage_gateway.order import MAX_VARIANTS, Order, read_order
+from soundstage_gateway.order import MAX_VARIANTS, MODELS, Order, read_order
 from soundstage_gateway.shelf import Shelf
 from soundstage_gateway.stages import Stages, ask, ask_once
 from soundstage_gateway.store import PREFIX, KeptSong, Store
@@ -57,7 +57,6 @@ from soundstage_runtime.validation import Checks
 
 _log = structlog.get_logger()
 
-MODELS: Final = "models/dit/"
 _SWEEP_S: Final = 60.0
 
 
@@ -262,11 +261,15 @@ class Studio:
             fingerprints[STAGE_DIT] = _choose_model(checks, order.model, found[STAGE_DIT].models)
         if order.adapters:
             answer = await ask_once(STAGE_DIT, self._stages.dit.ListAdapters, dit.ListAdaptersRequest())
-            loaded = {adapter.name for adapter in answer.adapters}
+            model = fingerprints[STAGE_DIT]
+            loaded = {adapter.name for adapter in answer.adapters if adapter.model_fingerprint in ("", model)}
             for index, use in enumerate(order.adapters):
                 if use.name not in loaded:
                     known = ", ".join(sorted(loaded)) or "none is loaded"
-                    checks.refuse(f"adapters[{index}].name", f"is {use.name!r}; must be a loaded adapter: {known}")
+                    checks.refuse(
+                        f"adapters[{index}].name",
+                        f"is {use.name!r}; must be an adapter that is loaded for the model: {known}",
+                    )
         checks.finish()
         return fingerprints
 

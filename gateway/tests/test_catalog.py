@@ -88,6 +88,14 @@ async def test_adapters_are_loaded_listed_in_pages_and_unloaded(deploy: Deploy) 
         assert [adapter.name for adapter in left] == ["adapters/a", "adapters/c"]
 
 
+async def test_an_adapter_is_loaded_for_the_model_that_is_named(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        wanted = LoadAdapterRequest(adapter="adapters/a", path="a", model="models/dit/base")
+        await CatalogServiceStub(deployment.channel).LoadAdapter(wanted)
+        [asked] = deployment.stages["dit"].requests
+    assert (asked.name, asked.model) == ("a", "base")
+
+
 async def test_the_stages_refusal_reaches_the_client(deploy: Deploy) -> None:
     async with deploy() as deployment:
         stub = CatalogServiceStub(deployment.channel)

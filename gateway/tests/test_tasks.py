@@ -192,7 +192,7 @@ async def test_an_adapter_that_is_not_loaded_is_refused_before_anything_is_made(
     [violation] = read_details(caught.value).violations
     assert (violation.field, violation.description) == (
         "adapters[1].name",
-        "is 'cold'; must be a loaded adapter: warm",
+        "is 'cold'; must be an adapter that is loaded for the model: warm",
     )
 
 

@@ -26,7 +26,7 @@ from soundstage.music.v1 import song_service_pb2 as soundstage_dot_music_dot_v1_
 from soundstage.type.v1 import audio_pb2 as soundstage_dot_type_dot_v1_dot_audio__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)soundstage/music/v1/catalog_service.proto\x12\x13soundstage.music.v1\x1a&soundstage/music/v1/song_service.proto\x1a\x1esoundstage/type/v1/audio.proto\"\x18\n\x16GetCapabilitiesRequest\"\x87\x03\n\x17GetCapabilitiesResponse\x12/\n\x06stages\x18\x01 \x03(\x0b\x32\x1f.soundstage.music.v1.StageState\x12\x16\n\x0emax_duration_s\x18\x02 \x01(\x01\x12\x14\n\x0cmax_variants\x18\x03 \x01(\r\x12\x1b\n\x13max_songs_in_flight\x18\x04 \x01(\r\x12\x17\n\x0fsongs_in_flight\x18\x05 \x01(\r\x12\x38\n\x0esample_formats\x18\x06 \x03(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x17\n\x0fsample_rates_hz\x18\x07 \x03(\r\x12/\n\tencodings\x18\x08 \x03(\x0e\x32\x1c.soundstage.type.v1.Encoding\x12\x17\n\x0fvocal_languages\x18\t \x03(\t\x12\r\n\x05tasks\x18\x0c \x03(\t\x12\x12\n\nkey_scales\x18\n \x03(\t\x12\x17\n\x0ftime_signatures\x18\x0b \x03(\t\"\x84\x01\n\nStageState\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.soundstage.music.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"{\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05stage\x18\x02 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\"G\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListAdaptersResponse\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.soundstage.music.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x12LoadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"D\n\x13LoadAdapterResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.soundstage.music.v1.Adapter\"\'\n\x14UnloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\x8c\x04\n\x0e\x43\x61talogService\x12l\n\x0fGetCapabilities\x12+.soundstage.music.v1.GetCapabilitiesRequest\x1a,.soundstage.music.v1.GetCapabilitiesResponse\x12]\n\nListModels\x12&.soundstage.music.v1.ListModelsRequest\x1a\'.soundstage.music.v1.ListModelsResponse\x12\x63\n\x0cListAdapters\x12(.soundstage.music.v1.ListAdaptersRequest\x1a).soundstage.music.v1.ListAdaptersResponse\x12`\n\x0bLoadAdapter\x12\'.soundstage.music.v1.LoadAdapterRequest\x1a(.soundstage.music.v1.LoadAdapterResponse\x12\x66\n\rUnloadAdapter\x12).soundstage.music.v1.UnloadAdapterRequest\x1a*.soundstage.music.v1.UnloadAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)soundstage/music/v1/catalog_service.proto\x12\x13soundstage.music.v1\x1a&soundstage/music/v1/song_service.proto\x1a\x1esoundstage/type/v1/audio.proto\"\x18\n\x16GetCapabilitiesRequest\"\x87\x03\n\x17GetCapabilitiesResponse\x12/\n\x06stages\x18\x01 \x03(\x0b\x32\x1f.soundstage.music.v1.StageState\x12\x16\n\x0emax_duration_s\x18\x02 \x01(\x01\x12\x14\n\x0cmax_variants\x18\x03 \x01(\r\x12\x1b\n\x13max_songs_in_flight\x18\x04 \x01(\r\x12\x17\n\x0fsongs_in_flight\x18\x05 \x01(\r\x12\x38\n\x0esample_formats\x18\x06 \x03(\x0e\x32 .soundstage.type.v1.SampleFormat\x12\x17\n\x0fsample_rates_hz\x18\x07 \x03(\r\x12/\n\tencodings\x18\x08 \x03(\x0e\x32\x1c.soundstage.type.v1.Encoding\x12\x17\n\x0fvocal_languages\x18\t \x03(\t\x12\r\n\x05tasks\x18\x0c \x03(\t\x12\x12\n\nkey_scales\x18\n \x03(\t\x12\x17\n\x0ftime_signatures\x18\x0b \x03(\t\"\x84\x01\n\nStageState\x12)\n\x05stage\x18\x01 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x11\n\treachable\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.soundstage.music.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"{\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05stage\x18\x02 \x01(\x0e\x32\x1a.soundstage.music.v1.Stage\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x19\n\x11model_fingerprint\x18\x04 \x01(\t\x12\r\n\x05\x64type\x18\x05 \x01(\t\"b\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x19\n\x11model_fingerprint\x18\x05 \x01(\t\"<\n\x13ListAdaptersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x14ListAdaptersResponse\x12.\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1c.soundstage.music.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x12LoadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"D\n\x13LoadAdapterResponse\x12-\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x1c.soundstage.music.v1.Adapter\"\'\n\x14UnloadAdapterRequest\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse2\x8c\x04\n\x0e\x43\x61talogService\x12l\n\x0fGetCapabilities\x12+.soundstage.music.v1.GetCapabilitiesRequest\x1a,.soundstage.music.v1.GetCapabilitiesResponse\x12]\n\nListModels\x12&.soundstage.music.v1.ListModelsRequest\x1a\'.soundstage.music.v1.ListModelsResponse\x12\x63\n\x0cListAdapters\x12(.soundstage.music.v1.ListAdaptersRequest\x1a).soundstage.music.v1.ListAdaptersResponse\x12`\n\x0bLoadAdapter\x12\'.soundstage.music.v1.LoadAdapterRequest\x1a(.soundstage.music.v1.LoadAdapterResponse\x12\x66\n\rUnloadAdapter\x12).soundstage.music.v1.UnloadAdapterRequest\x1a*.soundstage.music.v1.UnloadAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,19 +46,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL']._serialized_start=844
   _globals['_MODEL']._serialized_end=967
   _globals['_ADAPTER']._serialized_start=969
-  _globals['_ADAPTER']._serialized_end=1040
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1042
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1102
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1104
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1199
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1201
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1252
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1254
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1322
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1324
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1363
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1365
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1388
-  _globals['_CATALOGSERVICE']._serialized_start=1391
-  _globals['_CATALOGSERVICE']._serialized_end=1915
+  _globals['_ADAPTER']._serialized_end=1067
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=1069
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=1129
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1131
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1226
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1228
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1294
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1296
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1364
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1366
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1405
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1407
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1430
+  _globals['_CATALOGSERVICE']._serialized_start=1433
+  _globals['_CATALOGSERVICE']._serialized_end=1957
 # @@protoc_insertion_point(module_scope)

@@ -259,6 +259,7 @@ class Adapter(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODEL_FINGERPRINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is "adapters/{id}"."""
     kind: _builtins.str
@@ -267,6 +268,8 @@ class Adapter(_message.Message):
     """rank is the rank of its matrices."""
     size_bytes: _builtins.int
     """size_bytes is the memory it takes on the device."""
+    model_fingerprint: _builtins.str
+    """model_fingerprint names the diffusion model that it is for, as in Model."""
     def __init__(
         self,
         *,
@@ -274,10 +277,11 @@ class Adapter(_message.Message):
         kind: _builtins.str = ...,
         rank: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
+        model_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model_fingerprint", b"model_fingerprint", "name", b"name", "rank", b"rank", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,19 +349,23 @@ class LoadAdapterRequest(_message.Message):
 
     ADAPTER_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     adapter: _builtins.str
     """adapter is what to call it: "adapters/{id}", an id of 1 to 64 letters, digits, hyphens, underscores and dots."""
     path: _builtins.str
     """path is the file or directory, below the diffusion stage's adapter directory."""
+    model: _builtins.str
+    """model is the diffusion model it is for: "models/dit/{name}". Default the deployment's first."""
     def __init__(
         self,
         *,
         adapter: _builtins.str = ...,
         path: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "model", b"model", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
