@@ -27,6 +27,11 @@ class Shelf:
         self._limit_bytes = limit_bytes
         self._places: OrderedDict[str, Place] = OrderedDict()
 
+    @property
+    def size_bytes(self) -> int:
+        """What the places take, as far as they have been let go."""
+        return sum(place.size_bytes for place in self._places.values())
+
     @contextmanager
     def hold(self, name: str) -> Generator[Place, None, None]:
         """Keep a place, an empty one if there is none, from being cleared."""
@@ -50,7 +55,7 @@ class Shelf:
                 self._clear(name)
 
     def _make_room(self) -> None:
-        size_bytes = sum(place.size_bytes for place in self._places.values())
+        size_bytes = self.size_bytes
         for name in [name for name, place in self._places.items() if not place.num_holders]:
             if size_bytes <= self._limit_bytes:
                 break

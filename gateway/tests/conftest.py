@@ -311,6 +311,7 @@ class Deployment:
     studio: Studio
     listeners: Admission
     shelf: Shelf
+    door: HttpDoor
     http: str
 
 
@@ -331,6 +332,7 @@ def deploy(tmp_path: Path) -> Deploy:
         max_listeners: int = 64,
         shelf_limit_bytes: int = 64 << 20,
         keys_file: Path | None = None,
+        hls_idle_s: float = 60.0,
         keep_s: float = 3600.0,
         store_limit_bytes: int = 64 << 20,
     ) -> AsyncGenerator[Deployment, None]:
@@ -366,7 +368,7 @@ def deploy(tmp_path: Path) -> Deploy:
             observe=metrics.count_call,
         )
         await gateway.start()
-        api = Api(offered, studio, shelf, keys, metrics, stall_timeout_s=stall_timeout_s)
+        api = Api(offered, studio, shelf, keys, metrics, stall_timeout_s=stall_timeout_s, hls_idle_s=hls_idle_s)
         door = HttpDoor(api)
         await door.open()
         try:
@@ -380,6 +382,7 @@ def deploy(tmp_path: Path) -> Deploy:
                     studio=studio,
                     listeners=listeners,
                     shelf=shelf,
+                    door=door,
                     http=f"http://127.0.0.1:{door.port}",
                 )
         finally:

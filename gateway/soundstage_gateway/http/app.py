@@ -25,7 +25,7 @@ from soundstage_gateway.audio_servicer import MAX_FILE_BYTES, MAX_MESSAGE_BYTES
 from soundstage_gateway.http.audio import Listening
 from soundstage_gateway.http.events import follow
 from soundstage_gateway.http.gate import Gate
-from soundstage_gateway.http.hls import Broadcasts
+from soundstage_gateway.http.hls import IDLE_S, Broadcasts
 from soundstage_gateway.http.wire import NO_CALL, Query, read_message, refusal, write_message
 from soundstage_gateway.keys import Keys
 from soundstage_gateway.metrics import Metrics
@@ -44,13 +44,21 @@ class Api:
     """What a gateway offers over HTTP; `app` serves it."""
 
     def __init__(
-        self, offer: Offer, studio: Studio, shelf: Shelf, keys: Keys | None, metrics: Metrics, *, stall_timeout_s: float
+        self,
+        offer: Offer,
+        studio: Studio,
+        shelf: Shelf,
+        keys: Keys | None,
+        metrics: Metrics,
+        *,
+        stall_timeout_s: float,
+        hls_idle_s: float = IDLE_S,
     ) -> None:
         self._offer = offer
         self._studio = studio
         self._metrics = metrics
         self._listening = Listening(offer.song, studio, shelf)
-        self._broadcasts = Broadcasts(offer.song, studio, shelf)
+        self._broadcasts = Broadcasts(offer.song, studio, shelf, idle_s=hls_idle_s)
         self.is_draining = False
         song = "/v1/songs/{id}"
         router = Router(

@@ -2,16 +2,16 @@
 
 import asyncio
 import hashlib
-import os
 import re
 import struct
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Final
 
 import av
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -30,9 +30,10 @@ from soundstage_runtime.errors import InvalidRequestError, Violation
 
 _SAMPLE_FORMATS: Final = {"s16": SAMPLE_FORMAT_S16, "s24": SAMPLE_FORMAT_S24, "f32": SAMPLE_FORMAT_F32}
 _FROM_THE_START: Final = re.compile("bytes=0-", re.IGNORECASE)
-_RANGE: Final = re.compile("bytes=(?:(?P<first>[0-9]{1,18})-[0-9]{0,18}|-[0-9]{1,18})", re.IGNORECASE)
+_RANGE: Final = re.compile(
+    "bytes=(?:(?P<first>[0-9]{1,18})-(?P<last>[0-9]{0,18})|-(?P<tail>[0-9]{1,18}))", re.IGNORECASE
+)
 _FILE: Final = "audio"
-_STREAM_INFO_AT: Final = 8  # of a FLAC file; the number of frames is the lower 36 bits of its bytes 10 to 17
 
 
 class Listening:
@@ -56,69 +57,77 @@ class Listening:
                 f"audio.{extension[:16]} is none of {', '.join(f'audio.{name}' for name in EXTENSIONS)}"
             )
         wanted, output, is_download = _read(request, song, extension)
-        headers = {}
+        headers = {"Content-Type": media_type(output.format)}
         if is_download:
             name = f"soundstage-{request.path_params['id'][:8]}-{wanted.variant}.{extension}"
             headers["Content-Disposition"] = f'attachment; filename="{name}"'
         is_made = any(found.frame_count for found in kept.song.variants[wanted.variant :][:1])
         if is_made and output.max_buffer_s is None:
-            asked = request.headers.get("range", "")
-            is_part = _RANGE.fullmatch(asked) is not None and not _FROM_THE_START.fullmatch(asked)
-            tag = hashlib.sha256(wanted.SerializeToString(deterministic=True)).hexdigest()[:32]
-            with ExitStack() as stack:
-                name = f"{request.path_params['id']}-{wanted.variant}-{extension}-{tag}"
-                place = stack.enter_context(self._shelf.hold(name))
-                is_there = (place.folder / _FILE).exists() or (await self._studio.tape(song, wanted.variant)).is_whole
-                if is_there or is_part or is_download:
-                    await self._fill(place, wanted, output, extension)
-                    etag = f'"{tag}"'
-                    if etag in request.headers.get("if-none-match", ""):
-                        return Response(status_code=304, headers={"ETag": etag})
-                    headers["ETag"] = etag
-                    _check_range(request, place.folder / _FILE)
-                    return _HeldFile(place.folder / _FILE, headers, media_type(output.format), stack.pop_all())
+            file = await self._find_file(request, wanted, extension, headers, is_download=is_download)
+            if file is not None:
+                return file
         events = self._servicer.StreamAudio(wanted, NO_CALL)
-        if request.method == "HEAD":
-            await events.aclose()
-            return LiveResponse(_join(b"", events), media_type=media_type(output.format), headers=headers)
-        # What comes first may be an error, and then it is the answer.
-        await anext(events)
-        first = await anext(events)
-        return LiveResponse(
-            _join(first.audio_chunk.data, events), media_type=media_type(output.format), headers=headers
-        )
+        first = b""
+        if request.method != "HEAD":
+            # What comes first may be an error, and then it is the answer.
+            await anext(events)
+            first = (await anext(events)).audio_chunk.data
+        return LiveResponse(_join(first, events), headers)
 
-    async def _fill(self, place: Place, wanted: StreamAudioRequest, output: Output, extension: str) -> None:
+    async def _find_file(
+        self,
+        request: Request,
+        wanted: StreamAudioRequest,
+        extension: str,
+        headers: dict[str, str],
+        *,
+        is_download: bool,
+    ) -> Response | None:
+        """Return a song as a file; None where it is better sent as it is decoded."""
+        asked = request.headers.get("range", "")
+        is_part = _RANGE.fullmatch(asked) is not None and not _FROM_THE_START.fullmatch(asked)
+        tag = hashlib.sha256(wanted.SerializeToString(deterministic=True)).hexdigest()[:32]
+        with ExitStack() as stack:
+            place = stack.enter_context(self._shelf.hold(f"{request.path_params['id']}-{wanted.variant}-{tag}"))
+            file = place.folder / _FILE
+            if not (is_part or is_download or file.exists()):
+                tape = await self._studio.tape(wanted.song, wanted.variant)
+                if not tape.is_whole:
+                    return None
+            await self._fill(place, wanted, extension)
+            headers = {**headers, "ETag": f'"{tag}"'}
+            if headers["ETag"] in request.headers.get("if-none-match", ""):
+                return Response(status_code=304, headers=headers)
+            return _HeldFile(file, headers, stack.pop_all())
+
+    async def _fill(self, place: Place, wanted: StreamAudioRequest, extension: str) -> None:
         """Write the file, unless it is there."""
         async with place.lock:
             if (place.folder / _FILE).exists():
                 return
             with NamedTemporaryFile(dir=place.folder) as raw:
                 async with aclosing(self._servicer.StreamAudio(wanted, NO_CALL)) as events:
-                    num_frames = 0
                     async for event in events:
                         raw.write(event.audio_chunk.data)
-                        num_frames = event.audio_trailer.frame_count or num_frames
                 raw.flush()
-                await asyncio.to_thread(_finish, Path(raw.name), place.folder / _FILE, extension, num_frames)
+                await asyncio.to_thread(_finish, Path(raw.name), place.folder / _FILE, extension)
 
 
 class _HeldFile(FileResponse):
-    """Sends a file, and lets its place go when it is sent."""
+    """Sends a file, or the part that a Range header asks for, and lets its place go when it is sent."""
 
-    def __init__(self, path: Path, headers: dict[str, str], media_type: str, held: ExitStack) -> None:
-        super().__init__(path, headers=headers, media_type=media_type)
+    def __init__(self, path: Path, headers: dict[str, str], held: ExitStack) -> None:
+        super().__init__(path, headers=headers)
+        self._size_bytes = path.stat().st_size
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; of ranges only a single one."""
+        """Send it; of several parts none, but the whole."""
         with self._held:
-            headers = [
-                (name, value)
-                for name, value in scope["headers"]
-                if name != b"range" or _RANGE.fullmatch(value.decode("latin-1"))
-            ]
-            await super().__call__({**scope, "headers": headers}, receive, send)
+            asked = Headers(scope=scope)
+            if "if-range" not in asked and not _is_part(asked.get("range", ""), self._size_bytes):
+                scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"range"]}
+            await super().__call__(scope, receive, send)
 
 
 async def _join(first: bytes, events: AsyncGenerator[StreamAudioResponse, None]) -> AsyncGenerator[bytes, None]:
@@ -159,27 +168,29 @@ def _read(request: Request, song: str, extension: str) -> tuple[StreamAudioReque
     return wanted, output, download == 1
 
 
-def _check_range(request: Request, file: Path) -> None:
-    """Refuse a range that begins behind the end."""
-    found = _RANGE.fullmatch(request.headers.get("range", ""))
-    size_bytes = file.stat().st_size
-    if found and found["first"] and int(found["first"]) >= size_bytes:
-        message = f"Range begins at byte {found['first']}; the file has {size_bytes} bytes"
+def _is_part(asked: str, size_bytes: int) -> bool:
+    """Tell whether a Range header asks for one part of a file; raises RangeError for a part that is not in it."""
+    found = _RANGE.fullmatch(asked)
+    if found is None or (found["last"] and int(found["first"]) > int(found["last"])):
+        return False
+    is_inside = int(found["first"]) < size_bytes if found["first"] else int(found["tail"]) > 0
+    if not is_inside:
+        message = f"Range is {asked!r}; the file has bytes 0 to {size_bytes - 1}"
         raise RangeError(message, metadata={"size_bytes": str(size_bytes)})
+    return True
 
 
-def _finish(raw: Path, file: Path, extension: str, num_frames: int) -> None:
+def _finish(raw: Path, file: Path, extension: str) -> None:
     """Make a file of what was encoded as a stream: what the stream could not know is written into it."""
     match extension:
         case "wav":
             _write_wav_length(raw)
-        case "flac":
-            _write_flac_length(raw, num_frames)
         case "webm" | "m4a":
             _remux(raw, "webm" if extension == "webm" else "mp4")
         case _:
             pass
-    os.link(raw, file)
+    with suppress(FileExistsError):  # by a request that was left in the middle: it has the same bytes
+        file.hardlink_to(raw)
 
 
 def _write_wav_length(file: Path) -> None:
@@ -190,14 +201,6 @@ def _write_wav_length(file: Path) -> None:
         out.write(struct.pack("<I", size_bytes - 8))
         out.seek(header_bytes - 4)
         out.write(struct.pack("<I", size_bytes - header_bytes))
-
-
-def _write_flac_length(file: Path, num_frames: int) -> None:
-    with file.open("r+b") as out:
-        out.seek(_STREAM_INFO_AT + 10)
-        [fields] = struct.unpack(">Q", out.read(8))
-        out.seek(_STREAM_INFO_AT + 10)
-        out.write(struct.pack(">Q", fields >> 36 << 36 | num_frames))
 
 
 def _remux(file: Path, container: str) -> None:

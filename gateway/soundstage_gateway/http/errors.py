@@ -69,6 +69,8 @@ def respond(error: ServiceError) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="soundstage"'
+    if isinstance(error, MethodUnknownError):
+        headers["Allow"] = error.metadata["allowed"]
     if isinstance(error, RangeError):
         headers["Content-Range"] = f"bytes */{error.metadata['size_bytes']}"
     return JSONResponse(write_error(error), status, headers)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 def follow(servicer: SongServicer, song: str, *, after: int | None, keep_alive_s: float = KEEP_ALIVE_S) -> LiveResponse:
     """Answer with a song's events after one's number, those to come too, and `end`."""
     pieces = _write_events(servicer, WatchSongRequest(song=song, after_sequence=after), keep_alive_s)
-    return LiveResponse(pieces, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return LiveResponse(pieces, {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"})
 
 
 async def _write_events(

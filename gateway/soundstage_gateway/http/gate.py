@@ -80,6 +80,7 @@ class Gate:
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         try:
             self._check(Request(scope))
+            scope["app"] = self  # it makes routers raise what else they would answer in plain text
             await self._app(scope, receive, answer.send)
         except Exception as error:
             told = _tell(error)
@@ -128,7 +129,8 @@ def _tell(error: Exception) -> ServiceError:
         return error
     if isinstance(error, HTTPException):
         if error.status_code == 405:
-            return MethodUnknownError(f"this path takes {(error.headers or {}).get('Allow', 'another method')}")
+            allowed = (error.headers or {}).get("Allow", "")
+            return MethodUnknownError(f"this path takes {allowed}", metadata={"allowed": allowed})
         return RouteUnknownError("there is nothing at this path; gateway/README.md lists what there is")
     if isinstance(error, TimeoutError):
         return ClientStalledError("the client took nothing for too long")

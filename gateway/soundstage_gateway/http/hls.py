@@ -52,7 +52,7 @@ class Broadcasts:
     for anything of it for `idle_s`. Encoded once more, a song has the same segments.
     """
 
-    def __init__(self, servicer: SongServicer, studio: Studio, shelf: Shelf, *, idle_s: float = IDLE_S) -> None:
+    def __init__(self, servicer: SongServicer, studio: Studio, shelf: Shelf, *, idle_s: float) -> None:
         self._servicer = servicer
         self._studio = studio
         self._shelf = shelf

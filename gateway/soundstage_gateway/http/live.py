@@ -10,12 +10,10 @@ from starlette.types import Receive, Scope, Send
 class LiveResponse(Response):
     """Sends pieces as they come, and closes their generator whatever happens; an error cuts the connection."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes, None], *, media_type: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, pieces: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+        super().__init__(headers={"Cache-Control": "no-store", **headers})
+        del self.headers["Content-Length"]
         self._pieces = pieces
-        self.status_code = 200
-        self.background = None
-        self.media_type = media_type
-        self.init_headers({"Cache-Control": "no-store", **headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, or the head of it."""
