@@ -1,6 +1,7 @@
 """The demo: tiny models, four processes, one song, a picture of its time."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,14 +31,20 @@ class DemoFailedError(Exception):
 
 def run_demo(console: Console, *, output: Path, models: Path) -> None:
     """Make the models if need be, bring the processes up, make a song, check it; raises DemoFailedError."""
-    if not models.exists():
-        from soundstage_cli.tiny.checkpoints import write_tiny
-
-        console.print(f"writing tiny random checkpoints to {models} (they make noise, not music)", highlight=False)
-        unfinished = models.with_name(models.name + ".unfinished")
-        write_tiny(unfinished)
-        unfinished.rename(models)
+    prepare_models(models, lambda line: console.print(line, highlight=False))
     asyncio.run(_run(console, find_models(models / "original"), output))
+
+
+def prepare_models(models: Path, tell: Callable[[str], None]) -> None:
+    """Write tiny random checkpoints, whole or not at all, if there are none."""
+    if models.exists():
+        return
+    from soundstage_cli.tiny.checkpoints import write_tiny
+
+    tell(f"writing tiny random checkpoints to {models} (they make noise, not music)")
+    unfinished = models.with_name(models.name + ".unfinished")
+    write_tiny(unfinished)
+    unfinished.rename(models)
 
 
 async def _run(console: Console, models: Models, output: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -43,13 +43,17 @@ class ProcessDiedError(Exception):
 
 
 class Stack:
-    """Three stages and a gateway. `ports` gives the gateway's, lm's, dit's and vae's, 0 for a free one."""
+    """Three stages and a gateway. `ports` gives the gateway's, lm's, dit's and vae's, 0 for a free one.
+
+    `settings` are environment variables that all four have besides this process's own.
+    """
 
     def __init__(
         self,
         models: Models,
         *,
         ports: tuple[int, int, int, int] = (0, 0, 0, 0),
+        settings: Mapping[str, str] | None = None,
         on_change: Callable[[Member], None] = lambda _: None,
         on_warning: Callable[[Member, str], None] = lambda _member, _line: None,
     ) -> None:
@@ -61,6 +65,7 @@ class Stack:
         }
         self._ports: dict[str, int] = dict(zip(("gateway", *STAGES), ports, strict=True))
         self.members = {name: Member(name=name) for name in self._arguments}
+        self._settings = settings or {}
         self._on_change = on_change
         self._on_warning = on_warning
         self._changed = asyncio.Event()
@@ -96,7 +101,7 @@ class Stack:
             limit=_LINE_BYTES,
             start_new_session=True,
             preexec_fn=_die_with_parent,
-            env={**os.environ, "GRPC_VERBOSITY": "NONE"},  # what matters of it is in our own logs
+            env={**os.environ, **self._settings, "GRPC_VERBOSITY": "NONE"},  # what matters of it is in our own logs
         )
         self._set_state(member, "starting")
         self._readers[name] = asyncio.create_task(self._read(member, member.process))

@@ -149,8 +149,10 @@ class Keeping(SongServiceServicer):
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
             yield response
 
-    def GenerateSong(self, request: object, context: Context) -> Iterator[GenerateSongResponse]:
-        raise NotImplementedError
+    def GenerateSong(self, request: GenerateSongRequest, context: Context) -> Iterator[GenerateSongResponse]:
+        self.created.append(request)
+        for response in play(StreamAudioRequest()):
+            yield GenerateSongResponse(audio_chunk=response.audio_chunk)
 
     def AlignLyrics(self, request: AlignLyricsRequest, context: Context) -> AlignLyricsResponse:
         raise NotImplementedError

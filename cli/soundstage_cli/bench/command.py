@@ -151,5 +151,67 @@ def vae(
         console.print(f"wrote {path}", highlight=False)
 
 
+@app.command()
+def stream(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the figures")] = Path("bench"),
+    listeners: Annotated[int, typer.Option(min=1, help="of the gateway; the codec has at least as many")] = 32,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="length of a song")] = 20,
+    gap: Annotated[float, typer.Option(min=0, help="seconds between listeners of the gateway, in the mean")] = 0.5,
+    arrivals: Annotated[str, typer.Option(help="poisson or equal: how listeners come")] = "poisson",
+    rounds: Annotated[int, typer.Option(min=1, help="how often each order is measured")] = 3,
+    load: Annotated[
+        float, typer.Option(min=0.1, max=2, help="of the codec: 1 is all that any order could serve")
+    ] = 0.9,
+    threads: Annotated[int, typer.Option(min=1, help="of the codec that is measured alone")] = 2,
+    models: Annotated[Path, typer.Option(help="where the tiny checkpoints are kept")] = Path(".demo/models"),
+    gateway: Annotated[str | None, typer.Option(help="a gateway that runs; else one is started")] = None,
+) -> None:
+    """Simulate listeners: how long they wait for the first sound, and how often the music runs dry.
+
+    They listen through a gateway first, and then at the codec alone, which decodes in the order of who would run dry
+    first or of who came first, in alternating rounds, with as many listeners as just load it.
+    """
+    import grpc.aio
+
+    from soundstage_cli.bench.stream import Plan, compare_orders, measure_gateway  # torch takes seconds to import
+    from soundstage_cli.bench.stream_report import make_table, write_report
+    from soundstage_cli.demo import prepare_models
+    from soundstage_cli.models import ModelsError
+    from soundstage_cli.stack import ProcessDiedError
+    from soundstage_cli.view import show_error
+
+    if arrivals not in ("poisson", "equal"):
+        raise typer.BadParameter(f"is {arrivals!r}; must be poisson or equal", param_hint="--arrivals")
+    plan = Plan(
+        listeners=listeners,
+        song_s=seconds,
+        gap_s=gap,
+        is_poisson=arrivals == "poisson",
+        rounds=rounds,
+        load=load,
+        threads=threads,
+        models=models,
+        gateway=gateway,
+    )
+    console = Console(stderr=True)
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    try:
+        prepare_models(models, tell)
+        heard = asyncio.run(measure_gateway(plan, tell))
+        comparison = asyncio.run(compare_orders(plan, tell))
+    except grpc.aio.AioRpcError as error:
+        show_error(console, error, address=gateway or "the gateway that was started")
+        raise typer.Exit(1) from error
+    except (ModelsError, ProcessDiedError) as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    Console().print(make_table(heard, comparison))
+    for path in write_report(output, plan, heard, comparison):
+        console.print(f"wrote {path}", highlight=False)
+
+
 if __name__ == "__main__":
     app()
