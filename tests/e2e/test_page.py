@@ -1,5 +1,6 @@
 """The page in a real Chromium, before a real gateway and tiny models."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,8 +8,8 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,52 @@ async def test_a_whole_song_is_sought_by_click_and_by_key(page: Page, song: str)
     await expect(page.locator("#screen")).to_have_attribute("aria-valuetext", re.compile("0:0[0-4] of 0:04"))
 
 
+async def test_a_stream_that_breaks_off_goes_on_where_it_was(page: Page, song: str, address: str) -> None:
+    await open_song(page, song)
+    async with cut_streams(address, after_bytes=20_000) as url:
+        await page.goto(f"{url}#{song}")
+        await wait_until_decoded(page)
+        await page.click("#play")
+        # 20 000 bytes are a second and a quarter.
+        await page.wait_for_function("document.querySelector('#audio').currentTime > 2.5")
+    assert await page.text_content("#song-error") == ""
+
+
+@asynccontextmanager
+async def cut_streams(address: str, *, after_bytes: int) -> AsyncGenerator[str]:
+    """Yield the URL of a proxy that passes all on to a gateway, but cuts what is streamed to a player."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, port = address.removeprefix("http://").split(":")
+        gateway_reader, gateway_writer = await asyncio.open_connection(host, int(port))
+        left_bytes: int | None = None
+
+        async def ask_gateway() -> None:
+            nonlocal left_bytes
+            while data := await reader.read(65_536):
+                left_bytes = after_bytes if b"max_buffer_s" in data else left_bytes
+                gateway_writer.write(data)
+            gateway_writer.close()
+
+        asking = asyncio.create_task(ask_gateway())
+        tasks.add(asking)
+        with suppress(ConnectionError):
+            while left_bytes != 0 and (data := await gateway_reader.read(left_bytes or 65_536)):
+                left_bytes = None if left_bytes is None else max(0, left_bytes - len(data))
+                writer.write(data)
+                await writer.drain()
+        asking.cancel()
+        writer.close()
+        gateway_writer.close()
+
+    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        for task in tasks:
+            task.cancel()
+
+
 async def open_song(page: Page, song: str) -> None:
     await page.goto(f"{page.url.partition('#')[0]}#{song}")
     await page.reload()
@@ -215,12 +262,7 @@ async def test_a_song_is_cancelled(page: Page) -> None:
 
 async def test_a_part_that_is_dragged_over_is_made_anew(page: Page, song: str, address: str) -> None:
     await open_song(page, song)
-    box = await page.locator("#waveform").bounding_box()
-    assert box is not None
-    await page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 50)
-    await page.mouse.down()
-    await page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 60, steps=5)
-    await page.mouse.up()
+    await drag(page, 0.25, 0.5)
     await page.fill("#repaint-caption", "a drum solo")
     await page.click("#repaint >> text=Repaint")
     await expect(page.locator("#title")).to_have_text("a drum solo")
@@ -230,6 +272,16 @@ async def test_a_part_that_is_dragged_over_is_made_anew(page: Page, song: str, a
     assert made["request"]["source"] == f"{song}/variants/0"
     assert (window["startS"], window["endS"]) == (pytest.approx(1, abs=0.1), pytest.approx(2, abs=0.1))
     assert int(made["variants"][0]["frameCount"]) == 4 * 48_000
+
+
+async def drag(page: Page, start: float, end: float) -> None:
+    """Drag over the waveform between two shares of its width."""
+    box = await page.locator("#waveform").bounding_box()
+    assert box is not None
+    await page.mouse.move(box["x"] + box["width"] * start, box["y"] + 50)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + box["width"] * end, box["y"] + 60, steps=5)
+    await page.mouse.up()
 
 
 async def test_a_file_is_sent_and_covered(page: Page, tmp_path: Path) -> None:
@@ -331,8 +383,15 @@ async def test_all_can_be_named_reached_and_read(page: Page, song: str) -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 async def test_it_fits_its_window(page: Page, tmp_path: Path, width: int) -> None:
     await page.set_viewport_size({"width": width, "height": 800})
-    await order(page, duration_s=30, caption="late-night jazz trio, brushed drums, a muted trumpet", lyrics=LYRICS)
-    await wait_until_decoded(page)
+    await page.fill("#caption", "late-night jazz trio, brushed drums, a muted trumpet")
+    await page.fill("#lyrics", LYRICS)
+    await page.fill("#duration", "30")
+    await page.click("summary >> text=Tempo")
+    await page.check("#keep")
+    await page.click("summary >> text=Tempo")
+    await page.click("#make")
+    await page.wait_for_function("document.querySelector('#audio').currentTime > 3")
+    await drag(page, 0.55, 0.7)
     assert await page.evaluate("document.documentElement.scrollWidth") == width
     picture = os.environ.get("SOUNDSTAGE_PICTURE") if width == 1280 else None
     await page.screenshot(path=picture or tmp_path / "page.png")

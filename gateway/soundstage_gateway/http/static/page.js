@@ -154,6 +154,7 @@ async function openSong(name, isNew = false) {
     showSong(song);
     location.hash = name;
     if (song.state === "SONG_STATE_RUNNING") watch(song);
+    if (isNew) find("#stage").scrollIntoView({ block: "nearest" });
     choose(0);
   }, showAt("#song-error"));
 }
@@ -441,7 +442,7 @@ async function showCapabilities() {
     const numbers = Array.from({ length: can.maxVariants ?? 1 }, (_, index) => option(String(index + 1)));
     find("#variants").replaceChildren(...numbers);
     find("#key-scale").append(...(can.keyScales ?? []).filter(isPlain).map((/** @type {string} */ key) => option(key)));
-    find("#time-signature").append(...(can.timeSignatures ?? []).map((/** @type {string} */ beats) => option(beats)));
+    find("#time-signature").append(...(can.timeSignatures ?? []).map((/** @type {string} */ beats) => option(beats, METRES[beats])));
     find("#language").append(...(can.vocalLanguages ?? []).map((/** @type {string} */ code) =>
       option(code, code === "unknown" ? code : languages.of(code))));
     for (const kind of find("#kind").options) kind.hidden = kind.disabled = kind.value && !can.tasks?.includes(kind.value);

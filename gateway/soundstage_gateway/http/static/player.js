@@ -6,7 +6,10 @@ const NUM_BINS = 600;
 const POLL_MS = 400;
 const MAX_BUFFER_S = 120; // of more, a browser stops reading for longer than the server waits for it
 const DRAG_PX = 4;
-const SCALE_S = [1, 2, 5, 10, 15, 30, 60];
+const ENOUGH_S = 0.5;
+const SCALE_PX = 16; // below the waveform are the seconds
+const STEPS_S = [1, 2, 5, 10, 15, 30, 60];
+const QUIET = 0.05; // what is softer is not drawn larger
 
 /** @param {string} id @returns {any} */
 const byId = (id) => document.getElementById(id);
@@ -22,18 +25,28 @@ export function clock(timeS) {
  * grows, `onPick(startS, endS)` as a part is dragged over, and `onError()`.
  */
 export class Player {
+  turn = 0; // counts what was opened, so that an answer for something before is let go
+  song = "";
+  variant = 0;
+  durationS = 0;
+  /** @type {number[][]} the lowest and highest sample of each part that is decoded */
+  bins = [];
+  isDecoded = false;
+  isFile = false; // which can be sought; a stream cannot
+  /** @type {[number, number] | null} the part that is marked, in seconds */
+  pick = null;
+  audio = /** @type {HTMLAudioElement} */ (byId("audio"));
+  canvas = /** @type {HTMLCanvasElement} */ (byId("waveform"));
+  screen = /** @type {HTMLElement} */ (byId("screen"));
+
   /** @param {{onTime: Function, onDecoded: Function, onPick: Function, onError: Function}} listeners */
   constructor(listeners) {
     this.listeners = listeners;
-    this.audio = /** @type {HTMLAudioElement} */ (byId("audio"));
-    this.canvas = /** @type {HTMLCanvasElement} */ (byId("waveform"));
-    this.screen = /** @type {HTMLElement} */ (byId("screen"));
-    this.turn = 0; // counts what was opened, so that an answer for something before is let go
-    this.close();
     this.listenToAudio();
     this.listenToHands();
     new ResizeObserver(() => this.draw()).observe(this.screen);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    this.close();
   }
 
   /** Begins to load a variant that is made, and to play it when told to. */
@@ -49,13 +62,7 @@ export class Player {
 
   close() {
     this.turn += 1;
-    this.song = "";
-    this.variant = 0;
-    this.durationS = 0;
-    this.bins = /** @type {number[][]} */ ([]);
-    this.isDecoded = false;
-    this.canSeek = false;
-    this.pick = /** @type {[number, number] | null} */ (null);
+    Object.assign(this, { song: "", variant: 0, durationS: 0, bins: [], isDecoded: false, isFile: false, pick: null });
     this.audio.removeAttribute("src");
     this.audio.load();
     byId("play").disabled = true;
@@ -63,19 +70,18 @@ export class Player {
   }
 
   play() {
+    if (this.audio.ended) this.seek(0);
     this.audio.play().catch(() => {}); // the browser wants a click first, or the sound fails, which "error" tells
   }
 
   /** Goes to a time, which the whole song alone allows. */
   seek(/** @type {number} */ timeS) {
     if (!this.isDecoded) return;
-    if (!this.canSeek) {
-      const isPlaying = !this.audio.paused;
-      this.load({});
-      this.canSeek = true;
-      if (isPlaying) this.play();
-    }
+    const isPlaying = !this.audio.paused;
+    if (!this.isFile) this.load({});
+    this.isFile = true;
     this.audio.currentTime = Math.min(Math.max(timeS, 0), this.durationS);
+    if (isPlaying) this.play();
     this.showTime();
   }
 
@@ -94,15 +100,21 @@ export class Player {
   /** Draws the waveform as it is decoded, until it is whole. */
   async follow(/** @type {number} */ turn) {
     while (turn === this.turn && !this.isDecoded) {
-      const path = `${this.song}/waveform?variant=${this.variant}&bins=${NUM_BINS}`;
-      const { bins, numBins } = await ask("GET", path).catch(() => ({ bins: this.bins, numBins: NUM_BINS }));
-      if (turn !== this.turn) return;
-      this.bins = bins ?? [];
-      this.isDecoded = this.bins.length >= numBins;
-      this.listeners.onDecoded(this.bins.length / numBins);
-      this.draw();
+      await this.look();
       await new Promise((resume) => setTimeout(resume, POLL_MS));
     }
+  }
+
+  /** Asks once how far it is decoded. */
+  async look() {
+    const { turn } = this;
+    const path = `${this.song}/waveform?variant=${this.variant}&bins=${NUM_BINS}`;
+    const found = await ask("GET", path).catch(() => null); // the sound itself tells what is wrong
+    if (!found || turn !== this.turn) return;
+    this.bins = found.bins;
+    this.isDecoded = this.bins.length >= NUM_BINS;
+    this.listeners.onDecoded(this.bins.length / NUM_BINS);
+    this.draw();
   }
 
   listenToAudio() {
@@ -114,11 +126,23 @@ export class Player {
     };
     for (const name of ["play", "pause", "ended", "emptied"]) audio.addEventListener(name, showState);
     audio.addEventListener("timeupdate", () => this.showTime());
-    audio.addEventListener("error", () => {
-      if (this.song) this.listeners.onError();
+    audio.addEventListener("error", async () => {
+      await this.look();
+      if (!this.mend()) this.listeners.onError();
     });
+    audio.addEventListener("waiting", () => this.mend()); // a browser goes on for long before it calls it an error
+    audio.addEventListener("ended", () => audio.currentTime < this.durationS - ENOUGH_S && this.mend());
     byId("play").addEventListener("click", () => (audio.paused ? this.play() : audio.pause()));
     byId("volume").addEventListener("input", () => (audio.volume = byId("volume").value));
+  }
+
+  /** Goes on from the file where a stream has broken off; tells whether it can. */
+  mend() {
+    const { currentTime, paused, ended } = this.audio;
+    const can = this.isDecoded && !this.isFile;
+    if (can) this.seek(currentTime);
+    if (can && (ended || !paused)) this.play();
+    return can || !this.song;
   }
 
   animate() {
@@ -180,39 +204,42 @@ export class Player {
 
   draw() {
     const { canvas, durationS } = this;
-    const scale = devicePixelRatio;
-    canvas.width = canvas.clientWidth * scale;
-    canvas.height = canvas.clientHeight * scale;
-    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    context.scale(scale, scale);
-    const style = getComputedStyle(canvas);
-    const color = (/** @type {string} */ name) => style.getPropertyValue(name);
-    const [wave, played, picked] = [color("--wave"), color("--played"), color("--picked")];
     const { clientWidth: width, clientHeight: height } = canvas;
-    const middle = (height - 16) / 2; // below are the seconds
-    const nowS = this.audio.currentTime;
-    const loudest = Math.max(0.05, ...this.bins.flat().map(Math.abs));
-    for (let x = 0; x < width; x += 3) {
-      const [low, high] = this.extent(x / width, (x + 3) / width);
-      const timeS = (x / width) * durationS;
-      const isPicked = this.pick && timeS >= this.pick[0] && timeS < this.pick[1];
-      context.fillStyle = isPicked ? picked : timeS < nowS ? played : wave;
-      const [top, bottom] = [high, low].map((value) => middle * (1 - (0.88 * value) / loudest));
-      context.fillRect(x, top - 0.5, 2, bottom - top + 1);
-    }
+    canvas.width = width * devicePixelRatio; // which wipes it
+    canvas.height = height * devicePixelRatio;
+    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    context.scale(devicePixelRatio, devicePixelRatio);
+    this.drawWave(context, width, height - SCALE_PX);
     if (!durationS) return;
-    context.fillStyle = played;
-    context.fillRect(Math.min(nowS / durationS, 1) * (width - 2), 6, 2, height - 28);
-    context.fillStyle = color("--scale");
-    const stepS = SCALE_S.find((step) => durationS / step <= width / 70) ?? durationS;
+    context.fillStyle = this.color("played");
+    context.fillRect(Math.min(this.audio.currentTime / durationS, 1) * (width - 2), 6, 2, height - SCALE_PX - 12);
+    context.fillStyle = this.color("scale");
+    const stepS = STEPS_S.find((step) => durationS / step <= width / 70) ?? durationS;
     for (let timeS = 0; timeS < durationS - stepS / 4; timeS += stepS) {
       context.fillText(clock(timeS), (timeS / durationS) * width, height - 8);
     }
   }
 
+  drawWave(/** @type {CanvasRenderingContext2D} */ context, /** @type {number} */ width, /** @type {number} */ height) {
+    const loudest = Math.max(QUIET, ...this.bins.flat().map(Math.abs));
+    const [wave, played, picked] = ["wave", "played", "picked"].map((name) => this.color(name));
+    const [startS, endS] = this.pick ?? [0, 0];
+    for (let x = 0; x < width; x += 3) {
+      const timeS = (x / width) * this.durationS;
+      const isPicked = timeS >= startS && timeS < endS;
+      context.fillStyle = isPicked ? picked : timeS < this.audio.currentTime ? played : wave;
+      const [low, high] = this.extent(x / width, (x + 3) / width).map((value) => (0.44 * height * value) / loudest);
+      context.fillRect(x, height / 2 - high - 0.5, 2, high - low + 1);
+    }
+  }
+
+  color(/** @type {string} */ name) {
+    return getComputedStyle(this.canvas).getPropertyValue(`--${name}`);
+  }
+
   /** The lowest and highest sample between two shares of the song; [0, 0] where nothing is decoded. */
   extent(/** @type {number} */ from, /** @type {number} */ to) {
     const bins = this.bins.slice(Math.floor(from * NUM_BINS), Math.ceil(to * NUM_BINS));
-    return [Math.min(...bins.map(([low]) => low), 0), Math.max(...bins.map(([, high]) => high), 0)];
+    return [Math.min(...bins.map((bin) => bin[0]), 0), Math.max(...bins.map((bin) => bin[1]), 0)];
   }
 }
