@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import grpc.aio
 import typer
 
 from soundstage.music.v1.catalog_service_pb2 import (
@@ -13,6 +12,7 @@ from soundstage.music.v1.catalog_service_pb2 import (
 )
 from soundstage.music.v1.catalog_service_pb2_grpc import CatalogServiceStub
 from soundstage_cli import options
+from soundstage_cli.channel import open_channel
 from soundstage_cli.compose import ask, console
 
 app = typer.Typer(no_args_is_help=True, help="Adapters of the diffusion model: LoRA and LoKr.")
@@ -27,7 +27,7 @@ def list_adapters(gateway: options.Gateway = options.GATEWAY) -> None:
     async def call() -> list[Adapter]:
         found: list[Adapter] = []
         page_token = ""
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             while True:
                 request = ListAdaptersRequest(page_token=page_token)
                 page = await CatalogServiceStub(channel).ListAdapters(request)
@@ -52,7 +52,7 @@ def load(
     options.check_words("PATH", path)
 
     async def call() -> Adapter:
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             request = LoadAdapterRequest(adapter=_full(name), path=path, model=model)
             return (await CatalogServiceStub(channel).LoadAdapter(request)).adapter
 
@@ -65,7 +65,7 @@ def unload(name: Name, gateway: options.Gateway = options.GATEWAY) -> None:
     options.check_words("NAME", name)
 
     async def call() -> None:
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             await CatalogServiceStub(channel).UnloadAdapter(UnloadAdapterRequest(adapter=_full(name)))
 
     ask(gateway, call())

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Annotated
 
-import grpc.aio
 import typer
 
 from soundstage.music.v1.song_service_pb2 import AlignLyricsRequest, AlignLyricsResponse
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
+from soundstage_cli.channel import open_channel
 from soundstage_cli.compose import ask, console, write_text
 
 app = typer.Typer()
@@ -26,7 +26,7 @@ def align(
     request = AlignLyricsRequest(song=song, variant=variant - 1)
 
     async def call() -> AlignLyricsResponse:
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             return await SongServiceStub(channel).AlignLyrics(request)
 
     aligned = ask(gateway, call())

@@ -80,17 +80,29 @@ def up(
     lm_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
     dit_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
     vae_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="SOUNDSTAGE_GATEWAY_HTTP_PORT",
+            help="the page's port; else 50080, or a free one beside --port 0",
+        ),
+    ] = None,
 ) -> None:
     """Start the three stages and the gateway, and keep them until Ctrl-C."""
     try:
         found = find_models(models)
     except ModelsError as error:
         raise typer.BadParameter(str(error), param_hint="--models") from error
-    for hint, wanted in (("--port", port), ("--lm-port", lm_port), ("--dit-port", dit_port), ("--vae-port", vae_port)):
+    if http_port is None:
+        http_port = 50080 if port else 0
+    stage_ports = ("--lm-port", lm_port), ("--dit-port", dit_port), ("--vae-port", vae_port)
+    for hint, wanted in (("--port", port), ("--http-port", http_port), *stage_ports):
         check_port(hint, wanted)
     chosen = Models(lm=lm or found.lm, dit=dit or found.dit, vae=vae or found.vae)
     try:
-        asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port)))
+        asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port), http_port))
     except ProcessDiedError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
@@ -107,7 +119,7 @@ def check_port(hint: str, port: int) -> None:
             raise typer.BadParameter(message, param_hint=hint) from error
 
 
-async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
+async def _up(models: Models, ports: tuple[int, int, int, int], http_port: int) -> None:
     with Live(console=console, auto_refresh=False) as live:
 
         def show(member: Member) -> None:
@@ -119,6 +131,7 @@ async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
         stack = Stack(
             models,
             ports=ports,
+            settings={"SOUNDSTAGE_GATEWAY_HTTP_PORT": str(http_port)},
             on_change=show,
             on_warning=lambda member, line: console.print(f"{member.name}: {line}", markup=False, highlight=False),
         )
@@ -139,7 +152,7 @@ async def _up(models: Models, ports: tuple[int, int, int, int]) -> None:
 
 async def _live(stack: Stack) -> None:
     await stack.start()
-    print(f"soundstage is ready at {stack.target}", flush=True)
+    print(f"soundstage is ready at {stack.target}\nlisten at {stack.page}", flush=True)
     await stack.watch()
 
 

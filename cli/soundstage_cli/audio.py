@@ -13,8 +13,9 @@ import typer
 from soundstage.music.v1.song_service_pb2 import StreamAudioRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
+from soundstage_cli.channel import open_channel
 from soundstage_cli.compose import console
-from soundstage_cli.listener import Listener, open_channel
+from soundstage_cli.listener import Listener
 from soundstage_cli.output import (
     BitRate,
     EncodingName,

@@ -28,6 +28,7 @@ from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.score_pb2 import ORIGIN_USER, Likelihood, SongText
 from soundstage_cli import options
+from soundstage_cli.channel import open_channel
 from soundstage_cli.view import show_error
 from soundstage_runtime.pcm import audio_chunks
 from soundstage_runtime.score import INSTRUMENTAL, SAMPLE_RATE_HZ
@@ -75,7 +76,7 @@ def plan(
 
 async def _plan(gateway: str, request: PlanSongRequest) -> GenerateSongRequest:
     made = GenerateSongRequest(caption=request.caption, lyrics=request.lyrics, instrumental=request.instrumental)
-    async with grpc.aio.insecure_channel(gateway) as channel:
+    async with open_channel(gateway) as channel:
         async for event in ComposerServiceStub(channel).PlanSong(request):
             if event.HasField("started"):
                 made.seeds.append(event.started.seed)
@@ -108,7 +109,7 @@ def draft(
     request = DraftSongRequest(query=query, instrumental=instrumental, vocal_language=language, seed=seed)
 
     async def call() -> SongText:
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             return (await ComposerServiceStub(channel).DraftSong(request)).text
 
     _keep(output, _show(ask(gateway, call())))
@@ -139,7 +140,7 @@ def polish(
     )
 
     async def call() -> SongText:
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             return (await ComposerServiceStub(channel).PolishSong(request)).text
 
     _keep(output, _show(ask(gateway, call())))
@@ -161,7 +162,7 @@ def describe(
             yield DescribeAudioRequest(audio=chunk)
 
     async def call() -> SongText:
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             return (await ComposerServiceStub(channel).DescribeAudio(requests())).text
 
     _show(ask(gateway, call()))
@@ -186,7 +187,7 @@ def score(
     )
 
     async def call() -> Likelihood:
-        async with grpc.aio.insecure_channel(gateway) as channel:
+        async with open_channel(gateway) as channel:
             return (await ComposerServiceStub(channel).ScoreSong(request)).likelihood
 
     likelihood = ask(gateway, call())

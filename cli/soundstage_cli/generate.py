@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, GenerateSongResponse, StreamAudioRequest
-from soundstage_cli.listener import Listener, open_channel
+from soundstage_cli.channel import open_channel
+from soundstage_cli.listener import Listener
 from soundstage_cli.sinks import Sink
 from soundstage_cli.take import Take
 from soundstage_cli.upload import upload

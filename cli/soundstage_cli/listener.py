@@ -23,7 +23,6 @@ from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.audio_pb2 import ENCODING_PCM, ENCODING_UNSPECIFIED, ENCODING_WAV
 from soundstage_cli.sinks import Sink
 from soundstage_runtime.errors import read_details
-from soundstage_runtime.serve import CHANNEL_OPTIONS
 
 WAITS_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _CANCEL_TIMEOUT_S: Final = 5.0
@@ -133,11 +132,6 @@ class Listener:
                     await sink.write(response.audio_chunk)
                     event.audio_chunk.CopyFrom(response.audio_chunk)
                 show(event)
-
-
-def open_channel(target: str) -> grpc.aio.Channel:
-    """Open a channel that notices when its gateway is gone, and finds back to it soon."""
-    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
 
 
 def _rest(request: StreamAudioRequest, next_frame: int, stop: int) -> StreamAudioRequest:

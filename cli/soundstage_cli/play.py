@@ -10,8 +10,9 @@ from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, StreamAudi
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
 from soundstage_cli.audio import FromS, Variant, set_range
+from soundstage_cli.channel import open_channel
 from soundstage_cli.compose import ask, console
-from soundstage_cli.listener import Listener, open_channel
+from soundstage_cli.listener import Listener
 from soundstage_cli.player import PLAYERS, Player, PlayerEndedError, PlayerMissingError, PlayerPipe, find_player
 from soundstage_cli.songs import find_song
 from soundstage_cli.view import SongView

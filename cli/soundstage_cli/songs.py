@@ -24,8 +24,8 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
+from soundstage_cli.channel import open_channel
 from soundstage_cli.compose import ask, console
-from soundstage_cli.listener import open_channel
 from soundstage_runtime.score import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:

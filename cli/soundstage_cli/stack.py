@@ -15,6 +15,7 @@ from typing import Any, Final
 from soundstage_cli.models import Models
 
 STAGES: Final = ("lm", "dit", "vae")
+_HTTP_PORT: Final = "SOUNDSTAGE_GATEWAY_HTTP_PORT"
 _LINES_KEPT: Final = 12
 _LINE_BYTES: Final = 1 << 20
 _STOP_TIMEOUT_S: Final = 40.0
@@ -45,7 +46,8 @@ class ProcessDiedError(Exception):
 class Stack:
     """Three stages and a gateway. `ports` gives the gateway's, lm's, dit's and vae's, 0 for a free one.
 
-    `settings` are environment variables that all four have besides this process's own.
+    `settings` are environment variables that all four have besides this process's own. `page` is where the gateway is
+    reached by HTTP: at a free port, unless one of those variables names another.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Stack:
         self._settings = settings or {}
         self._on_change = on_change
         self._on_warning = on_warning
+        self.page = ""
         self._changed = asyncio.Event()
         self._readers: dict[str, asyncio.Task[None]] = {}
 
@@ -101,7 +104,8 @@ class Stack:
             limit=_LINE_BYTES,
             start_new_session=True,
             preexec_fn=_die_with_parent,
-            env={**os.environ, **self._settings, "GRPC_VERBOSITY": "NONE"},  # what matters of it is in our own logs
+            # What matters of gRPC's own log is in ours.
+            env={_HTTP_PORT: "0", **os.environ, **self._settings, "GRPC_VERBOSITY": "NONE"},
         )
         self._set_state(member, "starting")
         self._readers[name] = asyncio.create_task(self._read(member, member.process))
@@ -144,6 +148,8 @@ class Stack:
             if event.get("event") == "listening":
                 member.port = event["port"]
                 self._set_state(member, "warming")
+            elif event.get("event") == "http_listening":
+                self.page = f"http://127.0.0.1:{event['port']}"
             elif event.get("event") == "ready":
                 self._set_state(member, "ready")
             elif event.get("level") in ("warning", "error"):

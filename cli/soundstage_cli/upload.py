@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc.aio
 import typer
 
 from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest
 from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceStub
+from soundstage_cli.channel import open_channel
 
 _PART_BYTES = 1 << 20
 _MAX_FILE_BYTES = 256 << 20
@@ -15,7 +15,7 @@ _MAX_FILE_BYTES = 256 << 20
 
 async def upload(target: str, path: Path) -> str:
     """Send a file to the gateway at `target` and return its asset's name; raises grpc.aio.AioRpcError."""
-    async with grpc.aio.insecure_channel(target) as channel:
+    async with open_channel(target) as channel:
         return (await AudioServiceStub(channel).UploadAudio(_parts(path))).asset
 
 

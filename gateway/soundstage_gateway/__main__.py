@@ -34,7 +34,7 @@ async def main(settings: GatewaySettings) -> None:
     metrics = Metrics([songs, listeners, uploads])
     keys = Keys(settings.keys_file) if settings.keys_file else None
     if keys is None:
-        _log.warning("keys_off", note="whoever reaches the port may use it; --keys-file changes that")
+        _log.info("keys_off", note="whoever reaches the port may use it; --keys-file changes that")
     assets = Assets(settings.asset_cache_mb << 20)
     with TemporaryDirectory(prefix="soundstage-") as scratch:
         folder = settings.data_dir or Path(scratch)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli.bench.playback import Audience, Playback, draw_starts, gather, play, spread_starts
-from soundstage_cli.listener import open_channel
+from soundstage_cli.channel import open_channel
 from soundstage_cli.models import find_models
 from soundstage_cli.stack import Stack
 from soundstage_runtime.score import LATENT_CHANNELS, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT

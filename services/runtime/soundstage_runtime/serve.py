@@ -160,7 +160,7 @@ async def serve(
     observe: Callable[[Ended], None] | None = None,
     door: Door | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and stop; a `door` opens after the server and closes beside it.
+    """Serve until SIGTERM or SIGINT, then drain and stop; a `door` opens first, and closes with the server.
 
     Stops too when `lost` returns, which says what was lost, and raises LostError: whoever started the process starts
     another.
@@ -172,9 +172,9 @@ async def serve(
     server = Server(services, host=settings.host, port=settings.port, warm_up=warm_up, check=check, observe=observe)
 
     async def open_all() -> None:
-        await server.start()
         if door is not None:
             await door.open()
+        await server.start()
 
     start, end = asyncio.create_task(open_all()), asyncio.create_task(ended.wait())
     loss = asyncio.create_task(lost() if lost is not None else asyncio.Event().wait())
