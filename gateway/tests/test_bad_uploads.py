@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import httpx2
 import numpy as np
 import pytest
 
@@ -100,6 +101,22 @@ async def test_bad_files_are_refused_over_grpc_and_the_next_one_is_decoded(deplo
             except grpc.aio.AioRpcError as error:
                 assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert await upload(deployment, bad_files.with_cover(bad_files.FLAC)) == 1
+
+
+async def test_bad_files_are_refused_over_http(deploy: Deploy) -> None:
+    refused = {
+        b"": "is empty",
+        b"<html>": "cannot be decoded",
+        bad_files.WHOLE["opus"][:-1]: "ends too early",
+        bad_files.with_samples(40_000_000): "is 0 s long",
+    }
+    async with deploy() as deployment, httpx2.AsyncClient(base_url=deployment.http, timeout=30) as http:
+        for data, words_of_it in refused.items():
+            answer = await http.post("/v1/assets", content=data)
+            [violation] = answer.json()["error"]["violations"]
+            assert (answer.status_code, violation["field"]) == (400, "data")
+            assert words_of_it in violation["description"]
+        assert (await http.post("/v1/assets", content=bad_files.FLAC)).status_code == 201
 
 
 def test_two_thousand_mutants_are_read_or_refused() -> None:
