@@ -6,9 +6,13 @@ import struct
 import numpy as np
 import pytest
 
+from soundstage.music.v1.song_service_pb2 import OutputOptions
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16
+from soundstage_gateway.audio_encoder import open_encoder
 from soundstage_gateway.audio_file import FileRefusedError, Recording, read_audio_file
+from soundstage_gateway.audio_format import EXTENSIONS, read_output
 from soundstage_runtime.pcm import to_bytes
+from soundstage_runtime.validation import Checks
 
 from . import bad_files
 from .bad_files import FLAC, WAV
@@ -145,3 +149,13 @@ def test_a_file_that_cannot_be_is_refused_with_what_would_do(data: bytes, words_
 
 def test_ten_minutes_are_not_too_long() -> None:
     assert read(sound_file(np.zeros((600 * 8_000, 1), np.int16), 8_000, "FLAC")).samples.shape == (28_800_000, 2)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "ogg", "m4a"])
+def test_what_the_gateway_streams_is_a_whole_file(extension: str) -> None:
+    checks = Checks()
+    output = read_output(checks, OutputOptions(format=EXTENSIONS[extension]), can_normalise=False)
+    checks.finish()
+    encoder = open_encoder(output.format)
+    data = b"".join(piece.data for piece in encoder.encode(tone(2, 48_000, 2)) + encoder.finish())
+    assert len(read(data).samples) == pytest.approx(96_000, abs=2 * 1152)
