@@ -114,6 +114,16 @@ async def test_a_lora_changes_a_song_the_same_way_every_time(deployment: Address
     assert np.abs(samples[0] - samples[1]).max() > 0.01 * np.abs(samples[0]).max()
 
 
+async def test_a_song_is_made_by_the_model_that_it_names(deployment: Addresses) -> None:
+    default, by_name, large, by_variant = [
+        await pcm_of(deployment.gateway, model=model)
+        for model in ("", f"models/dit/{MODELS[0]}", f"models/dit/{MODELS[1]}", "xl-turbo")
+    ]
+    assert default == by_name
+    assert large == by_variant
+    assert large != default
+
+
 def setup_of(**fields: Any) -> DenoiseSetup:
     """A song for the stage."""
     return DenoiseSetup(caption="a bright tune", lyrics="la", seed=7, **fields)
