@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from itertools import pairwise
 
 import av
@@ -414,8 +415,7 @@ async def test_metrics_count_calls_songs_and_waits(deploy: Deploy) -> None:
         'soundstage_http_seconds_count{method="GET",route="none",status="404"} 1.0',
     ):
         assert line in told, line
-    [sent] = [
-        line.split()[1] for line in told.splitlines() if line.startswith('soundstage_sent_bytes_total{door="http"}')
-    ]
-    assert float(sent) > 4 * FRAMES
+    sent = dict(re.findall(r'soundstage_sent_bytes_total{door="(\w+)"} (\S+)', told))
+    assert float(sent["http"]) > 4 * FRAMES
+    assert float(sent["grpc"]) > 100
     assert "xxx" not in told

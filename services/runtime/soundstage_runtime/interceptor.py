@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import grpc
 import grpc.aio
@@ -97,11 +97,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }[(handler.request_streaming, streams)]
         read = _read_each if handler.request_streaming else _read
         parse = partial(read, handler.request_deserializer)
-        scale = _Scale(cast(Any, handler.response_serializer))
-        serve = partial(_Served, method, scale=scale, observe=self._observe)
+        serve = partial(_Served, method, serialize=cast(Any, handler.response_serializer), observe=self._observe)
         wrapped = (self._wrap_stream if streams else self._wrap_unary)(serve, cast(Any, behaviour), parse)
-        # Bytes are parsed by us: what cannot be parsed is then refused as any other bad request is.
-        return cast(Any, make)(wrapped, None, scale.serialize)
+        # Bytes are parsed and written by us: what cannot be parsed is then refused as any other bad request is.
+        return cast(Any, make)(wrapped, None, None)
 
     def _wrap_unary(
         self,
@@ -110,8 +109,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         parse: Callable[[Any], Any],
     ) -> Callable[..., Awaitable[Any]]:
         async def unary(request: Any, context: Context) -> Any:
-            async with serve(context, request), self._admitted(context):
-                return await behaviour(parse(request), context)
+            async with serve(context, request) as served, self._admitted(context):
+                return served.write(await behaviour(parse(request), context))
 
         return unary
 
@@ -122,11 +121,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         parse: Callable[[Any], Any],
     ) -> Callable[..., AsyncIterator[Any]]:
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with serve(context, request), self._admitted(context):
+            async with serve(context, request) as served, self._admitted(context):
                 responses = cast(Any, behaviour(parse(request), context))
                 try:
                     async for response in responses:
-                        yield response
+                        yield served.write(response)
                 finally:
                     # A cancelled call must free its places now, not when the collector finds the generator.
                     await responses.aclose()
@@ -158,34 +157,34 @@ async def _hear_out(request: Any) -> None:
                     pass
 
 
-class _Scale:
-    """Serializes a call's responses, and adds up what they weigh."""
-
-    def __init__(self, serialize: Callable[[Any], bytes]) -> None:
-        self._serialize = serialize
-        self.sent_bytes = 0
-
-    def serialize(self, response: Any) -> bytes:
-        data = self._serialize(response)
-        self.sent_bytes += len(data)
-        return data
-
-
 class _Served:
-    """The span of one call, as a context manager: logs and tells its end, turns errors into an abort."""
+    """The span of one call, as a context manager: logs and tells its end, turns errors into an abort, weighs answers."""
 
     def __init__(
-        self, method: str, context: Context, request: Any, *, scale: _Scale, observe: Callable[[Ended], None] | None
+        self,
+        method: str,
+        context: Context,
+        request: Any,
+        *,
+        serialize: Callable[[Any], bytes],
+        observe: Callable[[Ended], None] | None,
     ) -> None:
         self._method = method
         self._context = context
         self._request = request
-        self._scale = scale
+        self._serialize = serialize
         self._observe = observe
+        self._sent_bytes = 0
 
-    async def __aenter__(self) -> None:
+    def write(self, response: Any) -> bytes:
+        data = self._serialize(response)
+        self._sent_bytes += len(data)
+        return data
+
+    async def __aenter__(self) -> Self:
         self._started_s = time.monotonic()
         call.begin(self._context)
+        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         outcome = "ok" if error is None else "cancelled"
@@ -203,6 +202,7 @@ class _Served:
             duration_s = time.monotonic() - self._started_s
             log("rpc_finished", method=self._method, outcome=outcome, duration_s=round(duration_s, 4))
             if self._observe is not None:
-                sent_bytes = self._scale.sent_bytes
-                self._observe(Ended(method=self._method, outcome=outcome, duration_s=duration_s, sent_bytes=sent_bytes))
+                self._observe(
+                    Ended(method=self._method, outcome=outcome, duration_s=duration_s, sent_bytes=self._sent_bytes)
+                )
             structlog.contextvars.clear_contextvars()
