@@ -200,36 +200,39 @@ async def test_a_stream_that_breaks_off_goes_on_where_it_was(page: Page, song: s
 @asynccontextmanager
 async def cut_streams(address: str, *, after_bytes: int) -> AsyncGenerator[str]:
     """Yield the URL of a proxy that passes all on to a gateway, but cuts what is streamed to a player."""
-    tasks: set[asyncio.Task[None]] = set()
+    host, port = address.removeprefix("http://").split(":")
+    writers: list[asyncio.StreamWriter] = []
+    ends: list[asyncio.Event] = []
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host, port = address.removeprefix("http://").split(":")
+        ends.append(end := asyncio.Event())
         gateway_reader, gateway_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, gateway_writer))
         left_bytes: int | None = None
 
-        async def ask_gateway() -> None:
+        async def pass_requests_on() -> None:
             nonlocal left_bytes
             while data := await reader.read(65_536):
                 left_bytes = after_bytes if b"max_buffer_s" in data else left_bytes
                 gateway_writer.write(data)
             gateway_writer.close()
 
-        asking = asyncio.create_task(ask_gateway())
-        tasks.add(asking)
+        requests = asyncio.create_task(pass_requests_on())
         with suppress(ConnectionError):
             while left_bytes != 0 and (data := await gateway_reader.read(left_bytes or 65_536)):
                 left_bytes = None if left_bytes is None else max(0, left_bytes - len(data))
                 writer.write(data)
                 await writer.drain()
-        asking.cancel()
         writer.close()
-        gateway_writer.close()
+        await asyncio.gather(requests, return_exceptions=True)
+        end.set()
 
-    server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
-    async with server:
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        for task in tasks:
-            task.cancel()
+    for writer in writers:
+        writer.close()
+    for end in ends:
+        await end.wait()
 
 
 async def open_song(page: Page, song: str) -> None:

@@ -51,8 +51,8 @@ export function markErrors(form, error) {
   const alert = /** @type {HTMLElement} */ (form.querySelector("[role=alert]"));
   alert.textContent = error?.message ?? "";
   const marked = (error?.violations ?? []).map((violation) => mark(form, violation)).filter((input) => input !== null);
-  (marked[0] ?? (error ? alert : null))?.scrollIntoView({ block: "nearest" });
-  marked[0]?.focus();
+  (marked[0] ?? (error ? alert : null))?.scrollIntoView({ block: "center" });
+  marked[0]?.focus({ preventScroll: true });
 }
 
 /**

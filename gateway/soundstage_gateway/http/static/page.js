@@ -25,6 +25,7 @@ const languages = new Intl.DisplayNames(["en"], { type: "language" });
 const view = {
   song: /** @type {Json | null} */ (null),
   tracks: /** @type {Track[]} */ ([]),
+  wanted: "",
   chosen: 0,
   decoded: 0,
   isNew: false,
@@ -147,21 +148,23 @@ async function deleteSong(song) {
 /** @param {string} name "songs/{id}" @param {boolean} isNew plays it as soon as it can be heard */
 async function openSong(name, isNew = false) {
   closeSong();
+  view.wanted = name;
   await attempt(async () => {
     const { song } = await ask("GET", name);
+    if (view.wanted !== name) return; // another was opened meanwhile
     view.isNew = isNew;
     view.tracks = song.variants.map(trackOf);
     showSong(song);
     location.hash = name;
     if (song.state === "SONG_STATE_RUNNING") watch(song);
-    if (isNew) find("#stage").scrollIntoView({ block: "nearest" });
+    if (isNew && find("#stage").getBoundingClientRect().bottom > innerHeight) find("#stage").scrollIntoView();
     choose(0);
   }, showAt("#song-error"));
 }
 
 function closeSong() {
   view.events?.close();
-  Object.assign(view, { song: null, tracks: [], chosen: 0, decoded: 0, isNew: false, heardAfterS: 0, events: null });
+  Object.assign(view, { song: null, wanted: "", tracks: [], chosen: 0, decoded: 0, isNew: false, heardAfterS: 0, events: null });
   player.close();
   history.replaceState(null, "", location.pathname);
   [find("#title").textContent, find("#about").textContent] = NO_SONG;
@@ -179,14 +182,21 @@ function trackOf(variant) {
 
 /** @param {Json} song */
 function showSong(song) {
-  view.song = song;
   find("#title").textContent = titleOf(song);
-  find("#song-error").textContent = song.error?.message ?? "";
-  find("#cancel").hidden = song.state !== "SONG_STATE_RUNNING";
   find("#repaint-caption").value = song.request.caption ?? "";
   find("#variant").hidden = song.variants.length < 2;
   find("#variant").replaceChildren(make("legend", {}, "Variant"), ...song.variants.flatMap(variantChoice));
+  showState(song);
+}
+
+/** @param {Json} song as it is now */
+function showState(song) {
+  view.song = song;
+  find("#song-error").textContent = song.error?.message ?? "";
+  find("#cancel").hidden = song.state !== "SONG_STATE_RUNNING";
   showSongs();
+  showAbout();
+  showStages();
 }
 
 function showAbout() {
@@ -264,8 +274,9 @@ const ON_EVENT = {
     say(progress.stage === "STAGE_LM" ? "Planning" : "Diffusing");
   },
   completed(track, completed, number) {
-    Object.assign(track, { ...trackOf(completed), plan: track.plan, progress: track.progress });
-    if (number === view.chosen) choose(number);
+    const isNews = !track.durationS;
+    Object.assign(track, { ...trackOf(completed), plan: track.plan, progress: track.progress, lines: track.lines });
+    if (isNews && number === view.chosen) choose(number);
     say("Ready to hear");
   },
 };
@@ -275,9 +286,7 @@ async function endSong(name) {
   await attempt(async () => {
     const { song } = await ask("GET", name);
     if (view.song?.name !== name) return;
-    showSong(song);
-    showAbout();
-    showStages();
+    showState(song);
     if (song.state !== "SONG_STATE_COMPLETED") say(`The song is ${STATES[song.state]}`);
   }, showAt("#song-error"));
   await loadSongs();
@@ -291,7 +300,7 @@ function stageItem(stage) {
 
 function showStages() {
   const track = view.tracks[view.chosen];
-  if (!track) return;
+  if (!track || !find("#stages").children.length) return;
   Object.keys(STAGES).forEach((stage, index) => {
     const { share, text } = stage === "STAGE_VAE" ? describeSound(track) : describeStage(track, stage);
     const item = find("#stages").children[index];
