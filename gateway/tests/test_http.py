@@ -376,6 +376,19 @@ async def test_a_file_becomes_an_asset(deploy: Deploy) -> None:
     assert {bad.status_code, empty.status_code} == {400}
 
 
+@pytest.mark.parametrize("path", ["/v1/assets", "/v1/songs"])
+async def test_a_client_that_goes_away_while_it_sends_leaves_nothing_behind(deploy: Deploy, path: str) -> None:
+    async with deploy() as deployment, client(deployment) as http:
+        host, port = deployment.http.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n\r\nabc".encode())
+        if path == "/v1/assets":
+            await until(lambda: deployment.uploads.in_flight == 1)
+        writer.close()
+        await until(lambda: not deployment.uploads.in_flight)
+        assert (await http.get("/v1/songs")).json()["songs"] == []
+
+
 async def test_the_catalog_is_told(deploy: Deploy) -> None:
     async with deploy() as deployment, client(deployment) as http:
         capabilities = (await http.get("/v1/capabilities")).json()

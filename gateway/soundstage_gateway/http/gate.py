@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from soundstage_gateway.http.errors import MethodUnknownError, RouteUnknownError, respond
@@ -112,15 +112,18 @@ class _Answer:
             self.status = int(message["status"])
         else:
             self.sent_bytes += len(message.get("body", b""))
-        async with asyncio.timeout(self._stall_timeout_s):
-            await self._send(message)
+        try:
+            async with asyncio.timeout(self._stall_timeout_s):
+                await self._send(message)
+        except TimeoutError as error:
+            raise ClientGoneError(f"the client took nothing for {self._stall_timeout_s:g} s") from error
         self.is_whole = message["type"] == "http.response.body" and not message.get("more_body")
 
 
-class ClientStalledError(ServiceError):
-    """The client takes nothing."""
+class ClientGoneError(ServiceError):
+    """The client takes nothing any more, or sends no more."""
 
-    reason = "CLIENT_STALLED"
+    reason = "CLIENT_GONE"
 
 
 def _tell(error: Exception) -> ServiceError:
@@ -132,8 +135,8 @@ def _tell(error: Exception) -> ServiceError:
             allowed = (error.headers or {}).get("Allow", "")
             return MethodUnknownError(f"this path takes {allowed}", metadata={"allowed": allowed})
         return RouteUnknownError("there is nothing at this path; gateway/README.md lists what there is")
-    if isinstance(error, TimeoutError):
-        return ClientStalledError("the client took nothing for too long")
+    if isinstance(error, ClientDisconnect):
+        return ClientGoneError("the client went away before its request was whole")
     _log.error("http_failed", exc_info=error)
     return ServiceError("an internal error; the server's log has it by request id")
 

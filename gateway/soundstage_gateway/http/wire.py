@@ -9,10 +9,12 @@ from google.protobuf.message import Message
 from starlette.requests import Request
 
 from soundstage_runtime.errors import InvalidRequestError, Violation
+from soundstage_runtime.request_stream import patient
 from soundstage_runtime.validation import Checks
 
 MAX_JSON_BYTES: Final = 1 << 20
 NO_CALL: Final = cast(Any, None)  # the servicers are called without gRPC, and look at nothing of the call
+_IDLE_TIMEOUT_S: Final = 30.0
 _KEY: Final = "key"
 _WHOLE: Final = re.compile("[0-9]{1,9}")
 _NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -23,7 +25,7 @@ M = TypeVar("M", bound=Message)
 async def read_message(request: Request, kind: type[M]) -> M:
     """Read a body as a message in protobuf's JSON; raises InvalidRequestError."""
     body = bytearray()
-    async for piece in request.stream():
+    async for piece in patient(request.stream(), timeout_s=_IDLE_TIMEOUT_S):
         body += piece
         if len(body) > MAX_JSON_BYTES:
             raise refusal("body", f"is more than {MAX_JSON_BYTES} bytes; a request for a song is shorter")

@@ -158,7 +158,7 @@ async def _hear_out(request: Any) -> None:
 
 
 class _Served:
-    """The span of one call, as a context manager: logs and tells its end, turns errors into an abort, weighs answers."""
+    """The span of one call, as a context manager: tells its end, turns errors into an abort, weighs what is sent."""
 
     def __init__(
         self,
