@@ -213,5 +213,40 @@ def stream(
         console.print(f"wrote {path}", highlight=False)
 
 
+@app.command()
+def song(
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the figures")] = Path("bench"),
+    size: Annotated[str, typer.Option(help="mid or tiny: the shape of the random models")] = "mid",
+    seconds: Annotated[list[int] | None, typer.Option(min=1, max=600, help="length of a song; may be repeated")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="of each process")] = 2,
+) -> None:
+    """Measure a whole song without a planner, against diffusers' pipeline and against our modules in one process."""
+    from soundstage_cli.bench.song import (  # torch and diffusers take seconds to import
+        SIZES,
+        Plan,
+        Run,
+        make_table,
+        measure,
+        summarize,
+        write_report,
+    )
+
+    if size not in SIZES:
+        raise typer.BadParameter(f"is {size!r}; must be one of {', '.join(SIZES)}", param_hint="--size")
+    plan = Plan(size=size, durations_s=seconds or [60, 120], rounds=rounds, threads=threads)
+    console = Console(stderr=True)
+    runs: list[Run] = []
+
+    async def collect() -> None:
+        async for latest in measure(plan, lambda line: console.print(line, highlight=False)):
+            runs.extend(latest)
+
+    asyncio.run(collect())
+    Console().print(make_table(summarize(runs)))
+    for path in write_report(output, plan, runs):
+        console.print(f"wrote {path}", highlight=False)
+
+
 if __name__ == "__main__":
     app()

@@ -88,7 +88,7 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
         models, pipeline = write_models(Path(folder), plan.size)
         worker = Worker("bench")  # the one thread for all torch work of this process
         await worker.run(torch.set_num_threads, plan.threads)
-        stack = Stack(models)
+        stack = Stack(models, settings={"OMP_NUM_THREADS": str(plan.threads)})
         await stack.start()
         try:
             async with grpc.aio.insecure_channel(stack.target) as channel:
@@ -146,7 +146,7 @@ async def _open_diffusers(folder: Path, worker: Worker) -> Make:
 
 async def _open_one_process(models: Models, worker: Worker) -> Make:
     cpu = torch.device("cpu")
-    loaded, _ = await worker.run(load_models, DitSettings(model=[models.dit]), cpu, torch.float32)
+    loaded, _ = await worker.run(load_models, DitSettings.model_validate({"model": [models.dit]}), cpu, torch.float32)
     codec = await worker.run(Codec, Path(models.vae), device=cpu, dtype=torch.float32)
     dit, vae = DitEngine(loaded, worker), VaeEngine(codec, worker, windows=window_lengths(32, 64))
 

@@ -14,6 +14,7 @@ class VaeSettings(StageSettings):
     model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_VAE_")
 
     port: int = Field(50053, ge=0, le=65535, description="port to listen on; 0 takes a free one and logs it")
+    max_in_flight: int = Field(64, ge=1, description="calls worked on at once: the scheduler chooses among their tiles")
     first_window_frames: int = Field(
         32, ge=32, le=2048, description="latent frames of a song's first window; later ones double up to window_frames"
     )
