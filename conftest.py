@@ -1,6 +1,16 @@
-"""For all tests: hypothesis without a deadline, because a busy machine is not a bug."""
+"""For all tests: nothing that a busy machine makes slow or red.
+
+Hypothesis has no deadline, and logs have no tracebacks by rich, which take seconds to draw all locals.
+"""
 
 import hypothesis
+import structlog
 
 hypothesis.settings.register_profile("soundstage", deadline=None)
 hypothesis.settings.load_profile("soundstage")
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
