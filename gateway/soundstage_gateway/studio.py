@@ -332,10 +332,11 @@ class Studio:
             kept.song.error.CopyFrom(_write_error(error))
         else:
             kept.song.state = SONG_STATE_COMPLETED
-        if self._makings.pop(kept.name, None):  # else it is stopped for now, and begun again later
+        if kept.name in self._makings:  # else it is stopped for now, and begun again later
             await self._store.update(kept)
             self._metrics.count_song(kept.song)
         making.log.close(error)
+        self._makings.pop(kept.name, None)
 
     async def _make_variant(self, making: Making, number: int, source: Heard) -> None:
         order, kept = making.order, making.kept
