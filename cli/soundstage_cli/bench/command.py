@@ -2,11 +2,17 @@
 
 import asyncio
 import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.table import Table
+
+P = TypeVar("P")
+R = TypeVar("R")
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
 
@@ -34,8 +40,7 @@ def lm(
     from soundstage_cli.bench.report import make_table, summarize, write_report
     from soundstage_cli.bench.stage import StageDiedError
 
-    if size not in SHAPES:
-        raise typer.BadParameter(f"is {size!r}; must be one of {', '.join(SHAPES)}", param_hint="--size")
+    _check_choices({"--size": (size, SHAPES)})
     plan = Plan(
         size=size,
         engines=engine or ["torch"],
@@ -76,14 +81,12 @@ def dit(
     compiled: Annotated[bool | None, typer.Option(help="measure both compiled too; without it, on cuda only")] = None,
 ) -> None:
     """Measure how long a diffusion step takes, against diffusers' transformer with the same weights."""
-    from soundstage_cli.bench.dit import CASES, SIZES, Plan, Run, measure  # torch and diffusers take seconds to import
+    from soundstage_cli.bench.dit import CASES, SIZES, Plan, measure  # torch and diffusers take seconds to import
     from soundstage_cli.bench.dit_report import make_table, summarize, write_report
 
     choices = {"--size": (size, [*SIZES]), "--device": (device, ["cpu", "cuda"])}
     choices["--dtype"] = (dtype, ["", "float32", "bfloat16", "float16"])
-    for option, (held, wanted) in choices.items():
-        if held not in wanted:
-            raise typer.BadParameter(f"is {held!r}; must be one of {', '.join(wanted)}", param_hint=option)
+    _check_choices(choices)
     plan = Plan(
         size=size,
         cases=[case for case in CASES if case.duration_s <= max_seconds],
@@ -93,15 +96,7 @@ def dit(
         dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
         is_compiled=device != "cpu" if compiled is None else compiled,
     )
-    console = Console(stderr=True)
-    runs: list[Run] = []
-    paths: list[Path] = []
-    for latest in measure(plan, lambda line: console.print(line, highlight=False)):
-        runs += latest
-        paths = write_report(output, plan, runs)  # after each round, so that one that is cut short leaves the others
-    Console().print(make_table(summarize(runs)))
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False)
+    _run_rounds(measure, plan, lambda runs: make_table(summarize(runs)), partial(write_report, output, plan))
 
 
 @app.command()
@@ -119,7 +114,6 @@ def vae(
     from soundstage_cli.bench.vae import (  # torch and diffusers take seconds to import
         SIZES,
         Plan,
-        Run,
         make_table,
         measure,
         summarize,
@@ -128,9 +122,7 @@ def vae(
 
     choices = {"--size": (size, [*SIZES]), "--device": (device, ["cpu", "cuda"])}
     choices["--dtype"] = (dtype, ["float32", "bfloat16", "float16"])
-    for option, (held, wanted) in choices.items():
-        if held not in wanted:
-            raise typer.BadParameter(f"is {held!r}; must be one of {', '.join(wanted)}", param_hint=option)
+    _check_choices(choices)
     plan = Plan(
         size=size,
         duration_s=seconds,
@@ -140,15 +132,7 @@ def vae(
         device=device,
         dtype=dtype,
     )
-    console = Console(stderr=True)
-    runs: list[Run] = []
-    paths: list[Path] = []
-    for latest in measure(plan, lambda line: console.print(line, highlight=False)):
-        runs += latest
-        paths = write_report(output, plan, runs)  # after each round, so that one that is cut short leaves the others
-    Console().print(make_table(summarize(runs)))
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False)
+    _run_rounds(measure, plan, lambda runs: make_table(summarize(runs)), partial(write_report, output, plan))
 
 
 @app.command()
@@ -232,8 +216,7 @@ def song(
         write_report,
     )
 
-    if size not in SIZES:
-        raise typer.BadParameter(f"is {size!r}; must be one of {', '.join(SIZES)}", param_hint="--size")
+    _check_choices({"--size": (size, SIZES)})
     plan = Plan(size=size, durations_s=seconds or [60, 120], rounds=rounds, threads=threads)
     console = Console(stderr=True)
     runs: list[Run] = []
@@ -245,6 +228,31 @@ def song(
     asyncio.run(collect())
     Console().print(make_table(summarize(runs)))
     for path in write_report(output, plan, runs):
+        console.print(f"wrote {path}", highlight=False)
+
+
+def _check_choices(choices: Mapping[str, tuple[str, Collection[str]]]) -> None:
+    """Refuse an option that holds none of what it may."""
+    for option, (held, wanted) in choices.items():
+        if held not in wanted:
+            raise typer.BadParameter(f"is {held!r}; must be one of {', '.join(wanted)}", param_hint=option)
+
+
+def _run_rounds(
+    measure: Callable[[P, Callable[[str], None]], Iterable[list[R]]],
+    plan: P,
+    make_table: Callable[[Sequence[R]], Table],
+    write: Callable[[Sequence[R]], Sequence[Path]],
+) -> None:
+    """Measure, show what was found, and write it after each round: one that is cut short leaves the others."""
+    console = Console(stderr=True)
+    runs: list[R] = []
+    paths: Sequence[Path] = []
+    for latest in measure(plan, lambda line: console.print(line, highlight=False)):
+        runs += latest
+        paths = write(runs)
+    Console().print(make_table(runs))
+    for path in paths:
         console.print(f"wrote {path}", highlight=False)
 
 
