@@ -72,7 +72,7 @@ def make_vae(channels: int) -> Callable[..., int]:
     vae = AutoencoderOobleck(
         encoder_hidden_size=128,
         downsampling_ratios=[2, 4, 4, 6, 10],
-        channel_multiples=[1, 1, 1, 1, 1],
+        channel_multiples=[1, 2, 1, 1, 1],
         decoder_channels=channels,
         decoder_input_channels=64,
         sampling_rate=48_000,

@@ -65,13 +65,17 @@ class DitModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeModel:
-    """A codec: the parameters of its halves, and how many channels each has at the full sample rate."""
+    """A codec: the parameters of its halves and of the largest layer, and how wide the wider half is.
+
+    That is the channels at the full sample rate, and the values of a latent frame from an eighth of that rate on down.
+    """
 
     variant: str
     encoder_parameters: int
     decoder_parameters: int
-    encoder_channels: int
-    decoder_channels: int
+    largest_tensor: int
+    channels: int
+    frame_values: int
     file_bytes: int = 0
 
 
@@ -114,6 +118,7 @@ VAE: Final = VaeModel(
     variant="oobleck",
     encoder_parameters=84_281_344,
     decoder_parameters=84_414_082,
-    encoder_channels=128,
-    decoder_channels=128,
+    largest_tensor=2048 * 1024 * 20,
+    channels=128,
+    frame_values=256 * 240,
 )

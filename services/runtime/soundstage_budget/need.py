@@ -57,10 +57,25 @@ def context_bytes(*, on_card: bool) -> int:
 # --- the codec
 
 
-def tile_bytes(window_frames: int, *, channels: int, itemsize: int) -> int:
-    """Return what one tile takes: so many tensors as long as its sound, at its widest."""
+def codec_piece_steps(*, on_card: bool) -> int:
+    """Return how many steps of 8 samples the codec's layers at audio rate work on at once.
+
+    A CPU's caches hold what they become, 4 MB in float32; a card wants more work at a time.
+    """
+    return 4096 if on_card else 1024
+
+
+def tile_bytes(model: VaeModel, window_frames: int, *, tiles: int = 1, itemsize: int, on_card: bool) -> int:
+    """Return what tiles take that are worked on together.
+
+    That is the layers below audio rate, so many tensors at their widest; or what those give, and a piece at audio rate
+    beside it; or the largest layer's weights once more, which convolutions lay out anew.
+    """
     tensors = 5.1 if itemsize == 4 else 8.0
-    return round(tensors * window_frames * SAMPLES_PER_LATENT * channels * itemsize) + 5 * MIB
+    frames = tiles * window_frames * model.frame_values * itemsize
+    samples = tiles * window_frames * SAMPLES_PER_LATENT * 2 * 4
+    piece = tiles * min(codec_piece_steps(on_card=on_card) * 8, window_frames * SAMPLES_PER_LATENT) * model.channels * 4
+    return round(max(tensors * frames, frames + 5.1 * piece + samples, model.largest_tensor * itemsize)) + 5 * MIB
 
 
 def codec_call_bytes(window_frames: int, max_duration_s: int) -> int:
@@ -84,10 +99,9 @@ def need_vae(
     itemsize = BYTES[dtype]
     halves = (model.encoder_parameters, model.decoder_parameters)
     weights = (sum(halves) if offload == "none" else max(halves)) * itemsize
-    channels = max(model.encoder_channels, model.decoder_channels)
     return Need(
         weights=weights,
-        activations=max_tiles * tile_bytes(window_frames, channels=channels, itemsize=itemsize),
+        activations=tile_bytes(model, window_frames, tiles=max_tiles, itemsize=itemsize, on_card=on_card),
         # What calls hold is on the host.
         workspace=0 if on_card else max_batch * codec_call_bytes(window_frames, max_duration_s),
         context=context_bytes(on_card=on_card),

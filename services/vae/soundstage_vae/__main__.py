@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
+from soundstage_budget.models import BYTES, VaeModel
+from soundstage_budget.need import tile_bytes
 from soundstage_device.budget import pin_budget
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
 from soundstage_device.worker import DeviceWorker
@@ -33,12 +35,12 @@ async def main(settings: VaeSettings) -> None:
     # bfloat16 has fewer bits than 16-bit audio, so it is never chosen unasked.
     dtype = choose_dtype("float32" if settings.dtype == "auto" else settings.dtype, device)
     folder = locate(settings.model)
-    budget_bytes = pin_budget(settings.gpu_memory, device)
+    size, budget_bytes = read_size(folder), pin_budget(settings.gpu_memory, device)
     if budget_bytes is not None:
-        settings = fit(settings, read_size(folder), budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
+        settings = fit(settings, size, budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
     worker = DeviceWorker("vae")
     codec = await worker.run(Codec, folder, device=device, dtype=dtype, last_layers_fp32=settings.last_layers_fp32)
-    windows, max_batch = await worker.run(plan, codec, settings)
+    windows, max_batch = await worker.run(plan, codec, size, settings)
     model = StageModel(
         name=Path(settings.model).name,
         variant="oobleck",
@@ -52,14 +54,17 @@ async def main(settings: VaeSettings) -> None:
     engine.close()
 
 
-def plan(codec: Codec, settings: VaeSettings) -> tuple[Sequence[int], int]:
+def plan(codec: Codec, size: VaeModel, settings: VaeSettings) -> tuple[Sequence[int], int]:
     """Choose the lengths of windows, and how many of them are decoded at once."""
     is_cpu = codec.device.type == "cpu"
     max_batch, largest = settings.max_batch_tiles, settings.window_frames
     if max_batch == "auto":
         max_batch = _CPU_BATCH if is_cpu else _CUDA_BATCH
     if largest == "auto":
-        largest = _CPU_WINDOW if is_cpu else choose_window(codec.free_bytes(), max_batch * codec.bytes_per_frame)
+        bytes_of = partial(
+            tile_bytes, size, tiles=max_batch, itemsize=BYTES[dtype_name(codec.dtype)], on_card=not is_cpu
+        )
+        largest = _CPU_WINDOW if is_cpu else choose_window(codec.free_bytes(), bytes_of)
     windows = window_lengths(settings.first_window_frames, largest)
     return windows, choose_batch(codec, windows, max_batch)
 

@@ -9,19 +9,22 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, OobleckDecoder
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, OobleckDecoder, OobleckEncoder
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import remove_weight_norm
 
+from soundstage_budget.need import codec_piece_steps
 from soundstage_device.weights import build, read_weights
 from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
 from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.score import CHANNELS, LATENT_CHANNELS, SAMPLE_RATE_HZ
-from soundstage_vae.decoder import PIECE_STEPS, Decoder, copy_to_host, swap_snakes
-from soundstage_vae.memory import first_that_fits, frame_bytes
+from soundstage_vae.decoder import Decoder, copy_to_host
+from soundstage_vae.encoder import Encoder
+from soundstage_vae.memory import first_that_fits
 
 _HOST: Final = torch.device("cpu")
+_HOST_PIECE_STEPS: Final = codec_piece_steps(on_card=False)
 
 # What rates, context and wire shapes rest on. Channel widths are free.
 _CONFIG: Final = {
@@ -66,21 +69,15 @@ class Codec:
             device=device,
             dtype=dtype,
         )
-        self.encoder = halves["encoder"]
-        swap_snakes(self.encoder)
+        self.encoder = Encoder(cast(OobleckEncoder, halves["encoder"]))
         self.decoder = Decoder(cast(OobleckDecoder, halves["decoder"]))
         if last_layers_fp32:
             self.decoder.tail.float()
         self._host: Decoder | None = None
-        self.bytes_per_frame = frame_bytes(
-            channels=config["decoder_channels"],
-            multiples=config["channel_multiples"],
-            strides=config["downsampling_ratios"][::-1],
-            value_bytes=4 if last_layers_fp32 else dtype.itemsize,
-        )
+        self._piece_steps = codec_piece_steps(on_card=device.type != "cpu")
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError, MemoryExhaustedError."""
+        """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError, DeviceMemoryError."""
         [samples] = self.decode_batch([latents])
         if isinstance(samples, NotFiniteError):
             raise samples
@@ -97,12 +94,15 @@ class Codec:
     def encode(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encode samples [n, 2] to the posterior's mean and deviation, each [n // 1920, 64].
 
-        Raises NotFiniteError and MemoryExhaustedError.
+        Raises NotFiniteError and DeviceMemoryError.
         """
         with _exact_kernels():
-            forward = partial(self._encode, samples)
             posterior = first_that_fits(
-                [("on the device", forward), ("again", forward)],
+                [
+                    ("on the device", partial(self._encode, samples, self._piece_steps)),
+                    ("again", partial(self._encode, samples, self._piece_steps)),
+                    ("in smaller pieces", partial(self._encode, samples, _HOST_PIECE_STEPS)),
+                ],
                 relieve=_relieve,
                 what=f"an encoding of {len(samples)} samples",
             )
@@ -124,33 +124,34 @@ class Codec:
         """Say how much of a CUDA device's memory is free."""
         return torch.cuda.mem_get_info(self.device)[0]
 
-    def _encode(self, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        mean, scale = self.encoder(self._to_device(np.stack([samples]))).float().chunk(2, dim=1)
+    def _encode(
+        self, samples: NDArray[np.float32], piece_steps: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        encoded: Tensor = self.encoder(self._to_device(np.stack([samples])), piece_steps=piece_steps)
+        mean, scale = encoded.float().chunk(2, dim=1)
         return _to_numpy(mean)[0], _to_numpy(nn.functional.softplus(scale) + 1e-4)[0]
 
     def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:  # [batch, frames, 64]
         batch, frames, _ = latents.shape
-        attempts = [("on the device", lambda: self._forward(latents))]
+        attempts = [("on the device", lambda: self._forward(latents, self._piece_steps))]
         if batch > 1:
             attempts.append(("one by one", lambda: np.concatenate([self._decode(one[None]) for one in latents])))
         else:
             attempts += [
                 ("again", attempts[0][1]),
-                ("in pieces", lambda: self._forward(latents, piece_steps=PIECE_STEPS, sink=_HOST)),
+                ("in smaller pieces", lambda: self._forward(latents, _HOST_PIECE_STEPS, sink=_HOST)),
                 ("on the host", lambda: self._forward_on_host(latents)),
             ]
         return first_that_fits(attempts, relieve=_relieve, what=f"a batch of {batch} tiles of {frames} latent frames")
 
     def _forward(
-        self, latents: NDArray[np.float32], *, piece_steps: int | None = None, sink: torch.device | None = None
+        self, latents: NDArray[np.float32], piece_steps: int, *, sink: torch.device | None = None
     ) -> NDArray[np.float32]:
-        if self.device.type == "cpu":
-            piece_steps = PIECE_STEPS
         return _to_numpy(self.decoder(self._to_device(latents), piece_steps=piece_steps, sink=sink))
 
     def _forward_on_host(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         self._host = self._host or copy_to_host(self.decoder)
-        return _to_numpy(self._host(torch.from_numpy(latents).mT, piece_steps=PIECE_STEPS))
+        return _to_numpy(self._host(torch.from_numpy(latents).mT, piece_steps=_HOST_PIECE_STEPS))
 
     def _to_device(self, rows: NDArray[np.float32]) -> Tensor:  # [batch, time, channels] -> [batch, channels, time]
         return torch.from_numpy(rows).to(self.device, self.dtype).mT.contiguous()

@@ -12,10 +12,9 @@ from soundstage_vae.tiling import plan_tiles
 
 # The last two blocks, where a frame is 128 channels of 1920 samples, do most of the work on most of the memory.
 _TAIL_BLOCKS: Final = 2
-# Steps before the tail that one sample can depend on, each side: 3 + 39 samples, then strides of 2 and 4.
-TAIL_CONTEXT: Final = 16
-# Steps before the tail that are worked on at once. On a CPU what they become, 4 MB in float32, stays in its caches.
-PIECE_STEPS: Final = 1024
+# Steps of 8 samples that one sample can depend on, each side: 3 + 39 samples, then strides of 2 and 4. Nor does the
+# encoder's mirror image of the tail hear further.
+PIECE_CONTEXT: Final = 16
 
 
 class Snake(nn.Module):
@@ -62,7 +61,7 @@ class Decoder(nn.Module):
         if sink is None and num_steps <= (piece_steps or num_steps):
             return self.tail(steps)
         audio = torch.empty(len(latents), 2, num_steps * rate, dtype=steps.dtype, device=sink or steps.device)
-        for piece in plan_tiles(num_steps, windows=[piece_steps or num_steps], context=TAIL_CONTEXT):
+        for piece in plan_tiles(num_steps, windows=[piece_steps or num_steps], context=PIECE_CONTEXT):
             core = slice((piece.core_start - piece.window_start) * rate, (piece.core_stop - piece.window_start) * rate)
             decoded = self.tail(steps[..., piece.window_start : piece.window_stop])
             audio[..., piece.core_start * rate : piece.core_stop * rate] = decoded[..., core]

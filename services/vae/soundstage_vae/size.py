@@ -11,6 +11,7 @@ from soundstage_runtime.checkpoint import CheckpointError, read_json
 from soundstage_vae.settings import VaeSettings
 
 _WINDOW: Final = 64  # where none is asked for
+_STEPS_PER_FRAME: Final = (240, 60, 10, 1)  # of the layers below an eighth of the sample rate
 
 
 def read_size(folder: Path) -> VaeModel:
@@ -20,12 +21,16 @@ def read_size(folder: Path) -> VaeModel:
         sum(count for name, count in counts.items() if name.startswith(half)) for half in ("encoder.", "decoder.")
     )
     try:
+        channels = max(int(config["encoder_hidden_size"]), int(config["decoder_channels"]))
+        multiples = [int(multiple) for multiple in config["channel_multiples"][1:]]
+        widest = max(multiple * steps for multiple, steps in zip(multiples, _STEPS_PER_FRAME, strict=True))
         return VaeModel(
             variant="oobleck",
             encoder_parameters=encoder,
             decoder_parameters=decoder,
-            encoder_channels=int(config["encoder_hidden_size"]),
-            decoder_channels=int(config["decoder_channels"]),
+            largest_tensor=max(counts.values()),
+            channels=channels,
+            frame_values=channels * widest,
             file_bytes=file_bytes(folder),
         )
     except (KeyError, TypeError, ValueError) as error:

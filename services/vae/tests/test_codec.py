@@ -74,7 +74,6 @@ def test_last_layers_in_float32_bring_narrow_arithmetic_closer(tiny_vae: Path, c
         float(np.square(one.decode(LATENTS) - whole).mean()) for one in (load(tiny_vae, torch.bfloat16), kept)
     )
     assert 0 < wide < narrow
-    assert kept.bytes_per_frame == codec.bytes_per_frame
 
 
 def test_runs_in_float16(tiny_vae: Path, codec: Codec) -> None:

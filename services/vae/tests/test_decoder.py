@@ -7,7 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck, Snake1d
 
 from soundstage_vae.codec import Codec
-from soundstage_vae.decoder import TAIL_CONTEXT, Decoder, Snake, copy_to_host
+from soundstage_vae.decoder import PIECE_CONTEXT, Decoder, Snake, copy_to_host
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def test_pieces_join_to_the_whole(decoder: Decoder, oracle: AutoencoderOobleck, 
 
 @torch.inference_mode()
 def test_the_tail_hears_no_further_than_its_context(decoder: Decoder) -> None:
-    steps = torch.zeros(1, 8, 2 * TAIL_CONTEXT + 3)
-    middle = TAIL_CONTEXT + 1
+    steps = torch.zeros(1, 8, 2 * PIECE_CONTEXT + 3)
+    middle = PIECE_CONTEXT + 1
     steps[:, :, middle] = torch.nan
     poisoned = decoder.tail(steps).isnan().any(dim=1)[0].nonzero() // 8
-    assert (int(poisoned.min()), int(poisoned.max())) == (middle - TAIL_CONTEXT, middle + TAIL_CONTEXT)
+    assert (int(poisoned.min()), int(poisoned.max())) == (middle - PIECE_CONTEXT, middle + PIECE_CONTEXT)
 
 
 def test_a_copy_on_the_host_is_in_float32_and_leaves_the_decoder_as_it_is(tiny_vae: Path) -> None:
