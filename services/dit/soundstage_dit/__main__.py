@@ -1,23 +1,29 @@
 """`python -m soundstage_dit --model DIR`: the diffusion process."""
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
+from soundstage_device.budget import pin_budget
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
+from soundstage_device.worker import DeviceWorker
 from soundstage_dit.adapters import Adapters
 from soundstage_dit.engine import DitEngine
-from soundstage_dit.models import load_models
+from soundstage_dit.models import find, load_models
 from soundstage_dit.servicer import offer, warm_up
 from soundstage_dit.settings import DitSettings
+from soundstage_dit.size import fit, read_size
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
-from soundstage_runtime.worker import Worker
 
 
 async def main(settings: DitSettings) -> None:
     """Load, and serve until SIGTERM."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    worker = Worker("dit")
+    budget_bytes = pin_budget(settings.gpu_memory, device)
+    if budget_bytes is not None:
+        sizes = [read_size(*find(settings, name)) for name in settings.model]
+        settings = fit(settings, sizes, budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
+    worker = DeviceWorker("dit")
     models, residence = await worker.run(load_models, settings, device, dtype)
     cards = [
         StageModel(
@@ -48,7 +54,15 @@ async def main(settings: DitSettings) -> None:
         max_songs_gb=settings.max_songs_gb,
         max_waiting=settings.max_waiting,
     )
-    services = offer(engine, adapters, models=cards, device=str(device), admission=admission)
+    services = offer(
+        engine,
+        adapters,
+        models=cards,
+        device=str(device),
+        admission=admission,
+        max_duration_s=settings.max_duration_s,
+        max_kept_bytes=round(settings.max_kept_gb * 1e9),
+    )
     await serve(settings, services, warm_up=warm_up)
     engine.close()
 

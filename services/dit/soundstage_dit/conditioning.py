@@ -56,8 +56,8 @@ class Conditioner:
         lyrics = self._tokenize(lyric_prompt(song), MAX_LYRIC_TOKENS)
         references = [torch.from_numpy(reference).to(self._silence) for reference in song.references]
         return self._condition_encoder(
-            self._text_encoder(input_ids=text[None]).last_hidden_state[0],
-            self._text_encoder.get_input_embeddings()(lyrics),  # the lyric encoder wants words without context
+            self._text_encoder(inputs_embeds=self._embed(text)[None]).last_hidden_state[0],
+            self._embed(lyrics),  # the lyric encoder wants words without context
             references or [self._silence[:REFERENCE_LATENTS]],
         )
 
@@ -76,9 +76,14 @@ class Conditioner:
             lines=tuple((text, span) for text, span in lines if text),
         )
 
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Look tokens [tokens] up where the table is, which may be elsewhere than the networks."""
+        table = cast(nn.Embedding, self._text_encoder.get_input_embeddings())
+        return table(tokens.to(table.weight.device)).to(self._silence.device)
+
     def _decode(self, tokens: list[int]) -> str:
         return cast(str, self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def _tokenize(self, text: str, limit: int) -> Tensor:
         tokens = self._tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        return torch.tensor(tokens, device=self._silence.device)
+        return torch.tensor(tokens)

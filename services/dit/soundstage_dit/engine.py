@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from soundstage_device.worker import DeviceMemoryError
 from soundstage_dit.adapters import Adapters, Loan
 from soundstage_dit.aligner import Look, align, look
 from soundstage_dit.alignment import Alignment
@@ -34,6 +35,7 @@ from soundstage_runtime.worker import Worker
 
 _log = structlog.get_logger()
 
+_GROWTH: Final = 64  # after a step that ran out of memory each may be larger than the last by so small a part
 _LATEST_SHARE: Final = 0.2  # of the latest step in the time that a token is said to take
 
 T = TypeVar("T")
@@ -44,7 +46,8 @@ class DitEngine:
 
     At most `max_songs` hold memory at once, `max_songs_gb` in all by estimate; up to `max_waiting` wait for it, first
     come first served. A step takes the song that has had least, and others of its model, up to `max_batch` and to
-    `max_tokens`, where two frames of one velocity are a token. Without a `residence`, all models stay on the device.
+    `max_tokens`, where two frames of one velocity are a token. Where a step runs out of memory its songs take it one by
+    one, and the next steps have fewer tokens. Without a `residence`, all models stay on the device.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class DitEngine:
         self._worker, self._residence = worker, residence
         self._adapters = adapters or Adapters(models, worker)
         self._max_batch, self._max_tokens = max_batch, max_tokens
+        self._tokens_at_once = max_tokens  # less after a step that ran out of memory
         room = Room(
             max_songs=max_songs,
             max_bytes=round(max_songs_gb * 1e9),
@@ -178,7 +182,7 @@ class DitEngine:
                             wait_s = self._residence.wait_s(journey.model)
                             journey.events.put_nowait(Queued(position=0, wait_s=wait_s))
                         await self._work([journey], self._prepare)
-                if batch := take_turn(songs, max_songs=self._max_batch, max_tokens=self._max_tokens):
+                if batch := take_turn(songs, max_songs=self._max_batch, max_tokens=self._tokens_at_once):
                     await self._take_step(batch)
         finally:
             self._steps = None
@@ -189,27 +193,45 @@ class DitEngine:
             journey.used += charge(journey.tokens)
         start = time.perf_counter()
         await self._work(batch, self._step)
+        self._tokens_at_once = min(self._max_tokens, self._tokens_at_once + 1 + self._tokens_at_once // _GROWTH)
         latest = (time.perf_counter() - start) / tokens
         known = self._line.seconds_per_token or latest
         self._line.seconds_per_token = known + _LATEST_SHARE * (latest - known)
 
     async def _work(self, batch: Sequence[Journey], work: Callable[[Sequence[Journey]], None]) -> None:
         """Have the worker move songs of one model on, and tell each of them what has come of it."""
-        self._in_hand = batch
-        failure = None
-        try:
-            await self._run(batch[0].model, partial(work, batch))
-        except Exception as error:
-            _log.exception("step_failed", songs=len(batch))
-            failure = DenoiseError(f"a diffusion step failed: {type(error).__name__}")
-        finally:
-            self._in_hand = ()
+        failure = await self._attempt(batch, work)
+        if isinstance(failure, DeviceMemoryError) and len(batch) > 1:
+            self._tokens_at_once = max(1, sum(journey.tokens for journey in batch) // 2)
+            _log.warning("step_ran_out_of_memory", songs=len(batch), tokens_at_once=self._tokens_at_once)
+            for journey in batch:
+                if journey in self._line.songs:
+                    await self._work([journey], work)
+                else:
+                    journey.drop()
+            return
         for journey in batch:
             journey.failure = journey.failure or failure
             if journey not in self._line.songs:
                 journey.drop()
             elif journey.tell():
                 self._leave(journey)
+
+    async def _attempt(
+        self, batch: Sequence[Journey], work: Callable[[Sequence[Journey]], None]
+    ) -> ServiceError | None:
+        """Have the worker do something for songs of one model; returns what failed for all of them."""
+        self._in_hand = batch
+        try:
+            await self._run(batch[0].model, partial(work, batch))
+        except DeviceMemoryError as error:
+            return error
+        except Exception as error:
+            _log.exception("step_failed", songs=len(batch))
+            return DenoiseError(f"a diffusion step failed: {type(error).__name__}")
+        finally:
+            self._in_hand = ()
+        return None
 
     async def _run(self, model: LoadedModel, work: Callable[[], T]) -> T:
         """Have the worker do something with a model, which it brings to the device first."""

@@ -13,7 +13,7 @@ from soundstage_runtime.errors import ServiceError
 if TYPE_CHECKING:
     from soundstage_dit.adapters import Loan
 
-_MAX_BYTES: Final = 2**30  # more than a hundred songs of ten minutes
+MAX_KEPT_BYTES: Final = 2**30  # more than a hundred songs of ten minutes
 _WORDS_BYTES: Final = 2**18  # what caption, lyrics and codes take at most
 
 
@@ -42,7 +42,7 @@ class Keepsake:
 class Keepsakes:
     """Keeps songs, at most `max_bytes` of them; those that were asked for least recently go first."""
 
-    def __init__(self, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:
         self._max_bytes = max_bytes
         self._kept: OrderedDict[str, Keepsake] = OrderedDict()
 

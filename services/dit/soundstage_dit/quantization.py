@@ -1,8 +1,8 @@
 """Weights in one byte a number, by torchao: half the memory of 16 bits. Arithmetic keeps its type."""
 
+from soundstage_budget.need import Quantization
 from soundstage_device.linear import Linear
 from soundstage_dit.model.dit import Dit
-from soundstage_dit.settings import Quantization
 from soundstage_runtime.errors import StartError
 
 

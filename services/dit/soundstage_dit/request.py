@@ -21,7 +21,7 @@ from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, M
 MAX_TURBO_STEPS: Final = 20
 
 
-def read_song(setup: DenoiseSetup, *, variant: str) -> Song:
+def read_song(setup: DenoiseSetup, *, variant: str, max_frames: int = MAX_LATENT_FRAMES) -> Song:
     """Read what a setup asks of a model's variant, all but the latents that follow it.
 
     Raises InvalidRequestError naming every bad field.
@@ -31,7 +31,7 @@ def read_song(setup: DenoiseSetup, *, variant: str) -> Song:
     checks.text("lyrics", setup.lyrics, max_chars=MAX_LYRICS_CHARS)
     metadata = checks.metadata(setup.metadata)
     checks.codes("codes", setup.codes)
-    checks.number("latent_frames", setup.latent_frames, 1, MAX_LATENT_FRAMES)
+    checks.number("latent_frames", setup.latent_frames, 1, max_frames)
     checks.number("reference_count", setup.reference_count, 0, MAX_REFERENCES)
     checks.diffusion(setup.options, field="options", max_steps=MAX_TURBO_STEPS if is_turbo(variant) else MAX_STEPS)
     checks.task(setup.task, field="task")

@@ -42,14 +42,22 @@ from soundstage.type.v1.score_pb2 import LyricLine
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
 from soundstage_dit.adapter_card import AdapterCard
 from soundstage_dit.alignment import Alignment
-from soundstage_dit.handles import Keepsake, Keepsakes
+from soundstage_dit.handles import MAX_KEPT_BYTES, Keepsake, Keepsakes
 from soundstage_dit.request import read_song
 from soundstage_dit.scheduler import Queued
 from soundstage_dit.song import Latents, Song
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import ModelMismatchError
 from soundstage_runtime.request_stream import Announced, patient, read_first, read_latents, read_parts
-from soundstage_runtime.score import INSTRUMENTAL, LATENT_CHANNELS, MAX_LATENT_FRAMES, REFERENCE_LATENTS
+from soundstage_runtime.score import (
+    DURATION_RANGE_S,
+    INSTRUMENTAL,
+    LATENT_CHANNELS,
+    MAX_LATENT_FRAMES,
+    REFERENCE_LATENTS,
+    SAMPLE_RATE_HZ,
+    SAMPLES_PER_LATENT,
+)
 from soundstage_runtime.serve import Service
 from soundstage_runtime.stage import offer_stage
 from soundstage_runtime.tensors import latent_chunks
@@ -107,9 +115,11 @@ class DitServicer(DitServiceServicer):
         *,
         adapters: AdapterShelf,
         models: Sequence[StageModel],
+        max_duration_s: int = int(DURATION_RANGE_S[1]),
+        max_kept_bytes: int = MAX_KEPT_BYTES,
         idle_timeout_s: float = 30.0,
     ) -> None:
-        """The first of `models` is the default one.
+        """The first of `models` is the default one; songs that were made are kept in `max_kept_bytes`.
 
         A caller that sends nothing for `idle_timeout_s` while it is waited for loses its call and its place.
         """
@@ -118,7 +128,8 @@ class DitServicer(DitServiceServicer):
         self._admission = admission
         self._adapters = adapters
         self._idle_timeout_s = idle_timeout_s
-        self._keepsakes = Keepsakes()
+        self._max_frames = max_duration_s * SAMPLE_RATE_HZ // SAMPLES_PER_LATENT
+        self._keepsakes = Keepsakes(max_kept_bytes)
 
     async def Denoise(
         self, request_iterator: AsyncIterator[DenoiseRequest], context: "grpc.aio.ServicerContext[Any, Any]"
@@ -127,7 +138,8 @@ class DitServicer(DitServiceServicer):
         requests = patient(request_iterator, timeout_s=self._idle_timeout_s)
         setup = (await read_first(requests)).setup
         model = self._choose(setup.model_fingerprint)
-        song = replace(read_song(setup, variant=model.variant), model=model.model_fingerprint)
+        song = read_song(setup, variant=model.variant, max_frames=self._max_frames)
+        song = replace(song, model=model.model_fingerprint)
         adapters = self._adapters.find(song.adapters, song.model)
         song = await _read_sources(song, setup, requests)
         handle = ""
@@ -248,15 +260,29 @@ async def _read_sources(song: Song, setup: DenoiseSetup, requests: AsyncIterator
 
 
 def offer(
-    songs: SongModel, adapters: AdapterShelf, *, models: Sequence[StageModel], device: str, admission: Admission
+    songs: SongModel,
+    adapters: AdapterShelf,
+    *,
+    models: Sequence[StageModel],
+    device: str,
+    admission: Admission,
+    max_duration_s: int = int(DURATION_RANGE_S[1]),
+    max_kept_bytes: int = MAX_KEPT_BYTES,
 ) -> list[Service]:
     """Offer models and their adapters as DitService and StageService."""
-    dit = DitServicer(songs, admission, adapters=adapters, models=models)
+    dit = DitServicer(
+        songs,
+        admission,
+        adapters=adapters,
+        models=models,
+        max_duration_s=max_duration_s,
+        max_kept_bytes=max_kept_bytes,
+    )
     service = Service(
         name=DESCRIPTOR.services_by_name["DitService"].full_name,
         add=lambda server: add_DitServiceServicer_to_server(dit, server),
     )
-    return offer_stage("dit", service, models=models, device=device, admission=admission)
+    return offer_stage("dit", service, models=models, device=device, admission=admission, max_duration_s=max_duration_s)
 
 
 async def warm_up(channel: grpc.aio.Channel) -> None:

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from soundstage_budget.need import Offload, Quantization
+from soundstage_runtime.score import DURATION_RANGE_S
 from soundstage_runtime.settings import StageSettings
-
-Quantization = Literal["none", "int8", "fp8"]
 
 
 def _split(models: object) -> object:
@@ -40,11 +40,21 @@ class DitSettings(StageSettings):
         description="memory on the device that the weights of all models may take; those not in use leave it for "
         "others. Without it all stay",
     )
-    quantization: Quantization = Field(
-        "none", description="none, int8 or fp8: weights of one byte, half the memory of 16 bits; needs torchao"
+    offload: Offload | Literal["auto"] = Field(
+        "auto",
+        description="what waits in the CPU's memory until it is used: none, model for all but the transformer, or "
+        "layer for its layers too; auto is none, or what gpu_memory asks for. On a CPU nothing does",
+    )
+    quantization: Quantization | Literal["auto"] = Field(
+        "none",
+        description="none, int8 or fp8: weights of one byte, half the memory of 16 bits; needs torchao; auto is none, "
+        "or int8 where gpu_memory asks for it",
     )
     compile: bool = Field(
         True, description="on a GPU, run the transformer's layers by one compiled function, made at the first step"
+    )
+    max_duration_s: int = Field(
+        int(DURATION_RANGE_S[1]), ge=10, le=int(DURATION_RANGE_S[1]), description="longest song, in seconds"
     )
     max_batch: int = Field(8, ge=1, description="songs computed in one step; the others wait for a later one")
     max_tokens: int = Field(
@@ -52,6 +62,9 @@ class DitSettings(StageSettings):
     )
     max_songs_gb: float = Field(
         4.0, gt=0, description="memory on the device that the songs under way of all models may take; others wait"
+    )
+    max_kept_gb: float = Field(
+        1.0, gt=0, description="memory on the host that songs that were made may take, to have their lyrics aligned"
     )
     adapter_dir: Path | None = Field(
         None, description="directory that adapters are loaded from; without it none can be loaded"

@@ -17,7 +17,7 @@ from soundstage_dit.conditioning import Conditioner
 from soundstage_dit.model.codes import CodeDecoder, CodeEncoder
 from soundstage_dit.model.condition import ConditionEncoder
 from soundstage_dit.model.dit import Dit
-from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
+from soundstage_runtime.checkpoint import CheckpointError, Fingerprints, read_json, weight_files
 from soundstage_runtime.score import MAX_LATENT_FRAMES
 from soundstage_runtime.text import is_control_token
 
@@ -26,6 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 TEXT_ENCODER: Final = "Qwen3-Embedding-0.6B"
 _SILENCE: Final = "silence_latent"
 _NULL: Final = "null_condition_emb"
+_DIFFUSERS_PARTS: Final = ("transformer", "condition_encoder", "audio_tokenizer", "audio_token_detokenizer")
 _DIFFUSERS_NAMES: Final = (
     ("proj_in.1.", "proj_in_conv."),
     ("proj_out.1.", "proj_out_conv."),
@@ -90,21 +91,18 @@ def load(
     name: str = "",
     home: torch.device | None = None,
     text_encoders: dict[str, Qwen3Model] | None = None,
+    fingerprints: Fingerprints | None = None,
 ) -> LoadedModel:
     """Load a checkpoint; raises CheckpointError when it is incomplete, or not what it says it is.
 
     Its networks begin at `home` if that is another place than the device they will run on. A text encoder that
-    `text_encoders` has, by the fingerprint of its files, is shared; else it is added there.
+    `text_encoders` has, by the fingerprint of its files, is shared; else it is added there. So are the digests of files
+    that `fingerprints` has.
     """
-    if (folder / "model_index.json").is_file():
-        contents = _read_diffusers(folder, text_encoder)
-    elif (folder / "config.json").is_file():
-        contents = _read_original(folder, text_encoder)
-    else:
-        raise CheckpointError(
-            f"{folder} holds neither config.json (original layout: a folder such as acestep-v15-turbo) "
-            "nor model_index.json (diffusers' layout)"
-        )
+    fingerprints = fingerprints or Fingerprints()
+    contents = (_read_diffusers if is_diffusers(folder) else _read_original)(folder, text_encoder)
+    text_fingerprint = fingerprints.begin(_text_files(contents.text_encoder, contents.tokenizer))
+    model_fingerprint = fingerprints.begin(contents.files)
     shapes = contents.architecture
     wanted = (MAX_LATENT_FRAMES, shapes.dit.channels)
     if tuple(contents.silence.shape) != wanted:
@@ -114,16 +112,17 @@ def load(
     silence = contents.silence.to(device=device, dtype=dtype)
     home = home or device
     shared = {} if text_encoders is None else text_encoders
-    key = fingerprint(_text_files(contents.text_encoder, contents.tokenizer))
-    if key not in shared:
-        shared[key] = _load_text_encoder(contents.text_encoder, device=home, dtype=dtype)
 
     def make(what: str, module: Callable[[], M], tensors: Mapping[str, Tensor]) -> M:
         return build(module, tensors, where=f"{folder}, {what}", device=home, dtype=dtype)
 
+    dit = make("decoder", lambda: Dit(shapes.dit), contents.dit)
+    key = text_fingerprint()  # it is the first to be known
+    if key not in shared:
+        shared[key] = _load_text_encoder(contents.text_encoder, device=home, dtype=dtype)
     return LoadedModel(
         name=name or folder.name,
-        dit=make("decoder", lambda: Dit(shapes.dit), contents.dit),
+        dit=dit,
         conditioner=Conditioner(
             tokenizer=tokenizer,
             text_encoder=shared[key],
@@ -149,9 +148,37 @@ def load(
         null_condition=null_condition.to(device=device, dtype=dtype),
         channels=shapes.dit.channels,
         variant=shapes.variant,
-        model_fingerprint=fingerprint(contents.files),
+        model_fingerprint=model_fingerprint(),
         device=device,
     )
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Say whether a checkpoint is in diffusers' layout; raises CheckpointError when it is in neither."""
+    if (folder / "model_index.json").is_file():
+        return True
+    if (folder / "config.json").is_file():
+        return False
+    raise CheckpointError(
+        f"{folder} holds neither config.json (original layout: a folder such as acestep-v15-turbo) "
+        "nor model_index.json (diffusers' layout)"
+    )
+
+
+def find_parts(folder: Path, text_encoder: Path | None) -> list[Path]:
+    """Return the directories of a checkpoint's weights, its text encoder's first; raises CheckpointError."""
+    if is_diffusers(folder):
+        return [text_encoder or folder / "text_encoder", *(folder / name for name in _DIFFUSERS_PARTS)]
+    return [text_encoder or folder.parent / TEXT_ENCODER, folder]
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read the sizes of a checkpoint's networks; raises CheckpointError."""
+    if not is_diffusers(folder):
+        config = read_json(folder / "config.json")
+        return Architecture.of(config, encoder_config(config), where=str(folder / "config.json"))
+    transformer, condition, tokens, _ = (read_json(folder / name / "config.json") for name in _DIFFUSERS_PARTS)
+    return Architecture.of(transformer, {**tokens, **condition}, where=str(folder))
 
 
 def text_encoder_beside(model: str) -> str:
@@ -162,7 +189,7 @@ def text_encoder_beside(model: str) -> str:
 
 
 def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
-    config = read_json(folder / "config.json")
+    architecture = read_architecture(folder)
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in read_weights(folder).items():
         group, _, rest = name.partition(".")
@@ -171,10 +198,10 @@ def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
     if strange:
         raise CheckpointError(f"{folder}: unexpected tensors {strange[0]}.*")
     code_encoder, way_out = _split_codebook(_to_diffusers(groups.get("tokenizer", {})))
-    text_encoder = text_encoder or folder.parent / TEXT_ENCODER
+    text_encoder, _ = find_parts(folder, text_encoder)
     silence = folder / f"{_SILENCE}.pt"
     return _Contents(
-        architecture=Architecture.of(config, encoder_config(config), where=str(folder / "config.json")),
+        architecture=architecture,
         dit=groups.get("decoder", {}),
         condition_encoder=groups.get("encoder", {}),
         code_encoder=code_encoder,
@@ -188,21 +215,18 @@ def _read_original(folder: Path, text_encoder: Path | None) -> _Contents:
 
 
 def _read_diffusers(folder: Path, text_encoder: Path | None) -> _Contents:
-    parts = [
-        folder / name for name in ("transformer", "condition_encoder", "audio_tokenizer", "audio_token_detokenizer")
-    ]
-    transformer, condition, tokens, _ = (read_json(part / "config.json") for part in parts)
+    architecture = read_architecture(folder)
+    tokenizer = text_encoder or folder / "tokenizer"
+    text_encoder, *parts = find_parts(folder, text_encoder)
     dit, condition_encoder, audio_tokenizer, detokenizer = (read_weights(part) for part in parts)
     code_encoder, way_out = _split_codebook(audio_tokenizer)
     null_condition = condition_encoder.pop(_NULL, None)
     silence = condition_encoder.pop(_SILENCE, None)
     if silence is None or silence.dim() != 3:
         raise CheckpointError(f"{parts[1]}: {_SILENCE} [1, frames, channels] is missing")
-    tokenizer = text_encoder or folder / "tokenizer"
-    text_encoder = text_encoder or folder / "text_encoder"
     files = [path for part in parts for path in (part / "config.json", *weight_files(part))]
     return _Contents(
-        architecture=Architecture.of(transformer, {**tokens, **condition}, where=str(folder)),
+        architecture=architecture,
         dit=_to_original(dit),
         condition_encoder=_to_original(condition_encoder),
         code_encoder=code_encoder,

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from soundstage_budget.need import Quantization
 from soundstage_device.linear import Linear
 from soundstage_dit.adapter_file import adaptable
 from soundstage_dit.model.adapter import Adaptation, LowRank
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.quantization import quantize
-from soundstage_dit.settings import Quantization
 from soundstage_dit.weights import LoadedModel
 
 # The same weights, scaled before or after a product, in float32.

@@ -15,6 +15,7 @@ VLLM_VERSIONS: Final = ((0, 31), (0, 34))  # from the first on, before the secon
 _LEAST_CAPABILITY: Final = (7, 5)  # vLLM's wheels have no kernels for less
 _BFLOAT16_CAPABILITY: Final = (8, 0)
 _FLOAT16_CAPABILITY: Final = (7, 0)
+_COMPILED_CAPABILITY: Final = (7, 0)  # Triton's kernels need it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,11 @@ def choose_dtype(card: Card) -> DtypeChoice:
     if card.is_rocm or (card.capability is not None and card.capability >= _BFLOAT16_CAPABILITY):
         return "bfloat16"
     return "float16" if card.capability is not None and card.capability >= _FLOAT16_CAPABILITY else "float32"
+
+
+def can_compile(card: Card) -> bool:
+    """Say whether a card runs what torch's compiler makes, FlexAttention too."""
+    return card.is_rocm or (card.capability is not None and card.capability >= _COMPILED_CAPABILITY)
 
 
 def _obstacle(card: Card, vllm_version: str | None) -> str | None:

@@ -46,13 +46,16 @@ class LmModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DitModel:
-    """A diffusion model: the parameters of its transformer, and of each of the networks beside it."""
+    """A diffusion model: the parameters of its transformer, and of each of the networks beside it.
+
+    Networks that are offloaded come to the card in pieces, none larger than `largest_piece`.
+    """
 
     variant: str
     shape: TransformerShape
     parameters: int
     beside: tuple[int, ...]
-    largest_tensor: int  # of the networks beside: it is moved in one piece
+    largest_piece: int
     is_guided: bool = False
     file_bytes: int = 0
 
@@ -92,8 +95,7 @@ LMS: Final[Mapping[LmSize, LmModel]] = {
     "4B": _lm("4B", 2560, 9728, 36, 32),
 }
 
-_TEXT_ENCODER, _CONDITIONS, _CODES = 595_776_512, 608_369_664, 210_043_974
-_TEXT_EMBEDDING: Final = 151_669 * 1024
+_TEXT_ENCODER, _CONDITIONS, _CODE_ENCODER, _CODE_DECODER = 595_776_512, 608_369_664, 105_032_198, 105_011_776
 
 
 def _dit(variant: str) -> DitModel:
@@ -104,8 +106,8 @@ def _dit(variant: str) -> DitModel:
         variant=variant,
         shape=TransformerShape(width=width, mlp_width=mlp_width, layers=layers, heads=heads, kv_heads=8, head_dim=128),
         parameters=4_168_897_088 if is_xl else 1_575_458_880,
-        beside=(_TEXT_ENCODER, _CONDITIONS, _CODES),
-        largest_tensor=_TEXT_EMBEDDING,
+        beside=(_TEXT_ENCODER, _CONDITIONS, _CODE_ENCODER, _CODE_DECODER),
+        largest_piece=_CODE_ENCODER,
         is_guided="turbo" not in variant,
     )
 

@@ -14,6 +14,7 @@ Offload = Literal["none", "model", "layer"]
 Quantization = Literal["none", "int8", "fp8"]
 
 MIB: Final = 1 << 20
+KEPT_BYTES: Final = 64 * MIB  # of songs that were made, to be aligned: more than ten of the longest
 LATENT_RATE_HZ: Final = 25
 FRAMES_PER_TOKEN: Final = 2
 _CUDA_CONTEXT: Final = 450 * MIB  # driver, cuBLAS and cuDNN; torch's allocator does not see it
@@ -25,6 +26,7 @@ _PAGE: Final = 64  # tokens, of the planner's cache
 _WORDS: Final = 1096  # tokens of a song beside its codes
 _JUDGED_AT_ONCE: Final = 128  # tokens
 _CONDITIONS: Final = 256 + 2048 + 1  # of a song: words, lyrics and a timbre, at most
+_ENCODED_AT_ONCE: Final = 2560  # tokens of lyrics, or of codes, before the first step of a song
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,20 +220,20 @@ def need_dit(
     itemsize, shape = BYTES[dtype], model.shape
     matrices = shape.layers * model.layer_parameters
     matrix_bytes = matrices * (itemsize if quantization == "none" else _SCALES)
-    transformer = (model.parameters - matrices) * itemsize + matrix_bytes
-    beside = [parameters * itemsize for parameters in model.beside]
+    ends = (model.parameters - matrices) * itemsize
     match offload:
         case "none":
-            weights = transformer + sum(beside)
+            weights = ends + matrix_bytes + sum(model.beside) * itemsize
         case "model":
-            weights = max(transformer, *beside)
+            weights = ends + matrix_bytes + model.largest_piece * itemsize
         case "layer":
-            at_once = transformer - matrix_bytes * (1 - _LAYERS_AT_ONCE / shape.layers)
-            weights = max(at_once, model.largest_tensor * itemsize)
+            layers = matrix_bytes * _LAYERS_AT_ONCE / shape.layers
+            weights = ends + max(layers, model.largest_piece * itemsize)
     frames = min(max_duration_s * LATENT_RATE_HZ, MAX_LATENT_FRAMES)
     longest = -(-frames // FRAMES_PER_TOKEN)
     of_a_song = longest * (2 if model.is_guided else 1)
-    tokens = max(of_a_song, min(max_tokens, max_batch * of_a_song))
+    tokens = max(of_a_song, min(max_tokens, max_batch * of_a_song), _ENCODED_AT_ONCE)
+    longest = max(longest, _ENCODED_AT_ONCE)
     silence = MAX_LATENT_FRAMES * LATENT_CHANNELS * itemsize
     in_blocks = not on_card and dtype == "float32"
     all_weights = (model.parameters + sum(model.beside)) * itemsize
@@ -239,6 +241,7 @@ def need_dit(
         weights=round(weights) + silence,
         kv=max_batch * song_bytes(shape, num_frames=frames, num_conditions=_CONDITIONS, itemsize=itemsize),
         activations=velocity_bytes(shape, tokens=tokens, longest=longest, itemsize=itemsize, in_blocks=in_blocks),
+        workspace=0 if on_card else KEPT_BYTES,
         context=context_bytes(on_card=on_card) + (0 if on_card else _CPU_TOKENIZER),
         loading=0 if on_card else model.file_bytes + all_weights,
     )

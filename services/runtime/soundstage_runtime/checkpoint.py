@@ -3,12 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from soundstage_runtime.errors import StartError
 
+_HASHED_AT_ONCE: Final = 4  # files
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?:/[\w.-]+)*")
 
 
@@ -71,13 +73,31 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+class Fingerprints:
+    """Fingerprints of files: each file is hashed once, on a thread beside whoever loads it meanwhile."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=_HASHED_AT_ONCE, thread_name_prefix="fingerprint")
+        self._digests: dict[Path, Future[bytes]] = {}
+
+    def begin(self, files: Iterable[Path]) -> Callable[[], str]:
+        """Begin to hash files; what it returns waits for their fingerprint, a SHA-256 in hex, in the order given."""
+        files = list(files)
+        for path in files:
+            if path not in self._digests:
+                self._digests[path] = self._threads.submit(_digest, path)
+        digests = [self._digests[path] for path in files]
+        return lambda: hashlib.sha256(b"".join(digest.result() for digest in digests)).hexdigest()
+
+
 def fingerprint(files: Iterable[Path]) -> str:
     """Hash files, in the order given, to a SHA-256 in hex."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return Fingerprints().begin(files)()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def check_names(found: Iterable[str], wanted: Iterable[str], *, where: str) -> None:

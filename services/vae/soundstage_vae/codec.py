@@ -16,7 +16,7 @@ from torch.nn.utils import remove_weight_norm
 
 from soundstage_budget.need import codec_piece_steps
 from soundstage_device.weights import build, read_weights
-from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
+from soundstage_runtime.checkpoint import CheckpointError, Fingerprints, read_json, weight_files
 from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.score import CHANNELS, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from soundstage_vae.decoder import Decoder, copy_to_host
@@ -60,7 +60,7 @@ class Codec:
         """
         path = folder / "config.json"
         config = _read_config(path)
-        self.fingerprint = fingerprint([path, *weight_files(folder)])
+        hashed = Fingerprints().begin([path, *weight_files(folder)])
         self.device, self.dtype = device, dtype
         halves = build(
             lambda: _make_halves(config),
@@ -69,6 +69,7 @@ class Codec:
             device=device,
             dtype=dtype,
         )
+        self.fingerprint = hashed()
         self.encoder = Encoder(cast(OobleckEncoder, halves["encoder"]))
         self.decoder = Decoder(cast(OobleckDecoder, halves["decoder"]))
         if last_layers_fp32:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from diffusers.pipelines.ace_step.modeling_ace_step import AceStepAttentionPoole
 from torch import Tensor, nn
 
 from soundstage_runtime.score import LATENTS_PER_CODE
+
+_CODES_AT_ONCE: Final = 512  # so that a song of any length takes no more memory than its steps will
 
 
 def grid_points(codes: Tensor, levels: Sequence[int]) -> Tensor:
@@ -48,7 +50,8 @@ class CodeEncoder(nn.Module):
         weight, bias = self.project_in.weight, self.project_in.bias
         filled = torch.cat([latents.to(weight.dtype), silence[: -len(latents) % LATENTS_PER_CODE]])
         patches = filled.unflatten(0, (-1, LATENTS_PER_CODE))
-        pooled = self.attention_pooler(self.audio_acoustic_proj(patches)[None])[0]
+        pieces = patches.split(_CODES_AT_ONCE)
+        pooled = torch.cat([self.attention_pooler(self.audio_acoustic_proj(piece)[None])[0] for piece in pieces])
         # In float32: in half precision, points would cross from one code to the next.
         points = F.linear(pooled.float(), weight.float(), bias.float())
         # Softly into bounds a little wider than the grid, so that its outermost points can be the nearest.
@@ -70,4 +73,5 @@ class CodeDecoder(nn.Module):
         weight, bias = self.project_out.weight, self.project_out.bias
         # In float32, so that neighbouring points stay apart in half precision too.
         points = F.linear(grid_points(codes, self._levels), weight.float(), bias.float())
-        return self.detokenizer(points.to(weight.dtype)[None])[0]
+        pieces = points.to(weight.dtype).split(_CODES_AT_ONCE)
+        return torch.cat([self.detokenizer(piece[None])[0] for piece in pieces])

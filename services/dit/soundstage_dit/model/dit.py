@@ -1,9 +1,9 @@
 """The diffusion transformer: noisy latents in, velocity out, for any number of unlike songs at once."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from soundstage_device.offload import Piece, relay
 from soundstage_dit.model.adapter import NOTHING, Adaptation, Additions, find_additions, project
 from soundstage_dit.model.attention import CrossAttention, Mlp, Rotation, SelfAttention, rotation
 from soundstage_dit.model.shape import DitShape, StackShape
@@ -131,6 +132,7 @@ class Dit(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(1, 2, stack.width))
         self.shape = shape
         self._compiled: Callable[..., Tensor] | None = None
+        self._walk: Callable[[Iterable[DitLayer]], Iterator[DitLayer]] = iter
 
     def remember(self, conditions: Tensor, adaptations: Sequence[Adaptation] = ()) -> Tensor:
         """Return the keys and values of conditions [conditions, condition_width] in every layer.
@@ -139,7 +141,9 @@ class Dit(nn.Module):
         """
         additions = find_additions(self, [(slice(None), adaptations)])
         embedded = project(self.condition_embedder, conditions, additions)
-        return torch.stack([torch.stack(layer.cross_attn.remember(embedded, additions)) for layer in self.layers])
+        return torch.stack(
+            [torch.stack(layer.cross_attn.remember(embedded, additions)) for layer in self._walk(self.layers)]
+        )
 
     def forward(
         self,
@@ -158,7 +162,7 @@ class Dit(nn.Module):
         x = None if packed.additions else self._run_together(packed, memories)
         if x is None:
             x, place = packed.x, (packed.modulation, packed.lengths)
-            for layer, memory in zip(self.layers, zip(*memories, strict=True), strict=True):
+            for layer, memory in zip(self._walk(self.layers), zip(*memories, strict=True), strict=True):
                 x = layer(x, *place, packed.turn, memory, packed.additions)
         shift, scale = (self.scale_shift_table + packed.embedding[:, None]).unbind(dim=1)
         x = _modulate(self.norm_out(x), shift, scale, packed.lengths)
@@ -178,6 +182,14 @@ class Dit(nn.Module):
         """
         self._compiled = compile_layer(backend)
 
+    def offload_layers(self, device: torch.device) -> None:
+        """Bring all but the layers to a device; each of those comes when it is used, one ahead of its use."""
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        pieces: dict[nn.Module, Piece] = {layer: Piece(layer.modules(), device, stream) for layer in self.layers}
+        self._walk = partial(relay, pieces=pieces)
+        ends = [part for name, child in self.named_children() if name != "layers" for part in child.modules()]
+        Piece([self, *ends], device).take()
+
     def _run_together(self, packed: "_Packed", memories: Sequence[Tensor]) -> Tensor | None:
         if self._compiled is None:
             return None
@@ -188,7 +200,7 @@ class Dit(nn.Module):
         x, *turn = (F.pad(rows, (0, 0, 0, filling)) for rows in (packed.x, *packed.turn))
         modulation = F.pad(packed.modulation, (0, 0, 0, 0, 0, 1))
         memory = F.pad(torch.cat(list(memories), dim=-2), (0, 0, 0, layout.num_conditions - sum(counts)))
-        for layer, words in zip(self.layers, memory, strict=True):
+        for layer, words in zip(self._walk(self.layers), memory, strict=True):
             seen = layout.all_tokens if layer.self_attn.window is None else layout.near_tokens
             keys, values = words[:, None]
             try:
@@ -219,7 +231,7 @@ class Dit(nn.Module):
         packed = self._pack([latents], torch.tensor([time], device=latents.device), [context], [adaptations])
         x, place, additions = packed.x, (packed.modulation, packed.lengths), packed.additions
         seen: list[Tensor] = []
-        for index, layer in enumerate(self.layers[: max(heads) + 1]):
+        for index, layer in enumerate(self._walk(self.layers[: max(heads) + 1])):
             x = layer.see_song(x, *place, packed.turn, additions)
             weights = layer.cross_attn.weights(layer.cross_attn_norm(x), memory[index], heads.get(index, ()), additions)
             seen += weights[..., conditions].mT
