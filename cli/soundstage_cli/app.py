@@ -14,6 +14,7 @@ from rich.live import Live
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.options_pb2 import DiffusionOptions, Guidance
+from soundstage_budget.deployment import BudgetsDoNotAddUpError
 from soundstage_cli import options
 from soundstage_cli.adapters import app as adapters_app
 from soundstage_cli.align import app as align_app
@@ -42,6 +43,8 @@ from soundstage_cli.output import (
     read_output,
 )
 from soundstage_cli.play import app as play_app
+from soundstage_cli.profile import app as profile_app
+from soundstage_cli.sharing import Flags, GpuMemory, share_memory
 from soundstage_cli.sinks import AudioFile, Pipe
 from soundstage_cli.songs import app as songs_app
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
@@ -58,6 +61,7 @@ app.add_typer(play_app)
 app.add_typer(songs_app, name="songs")
 app.add_typer(compose_app)
 app.add_typer(doctor_app)
+app.add_typer(profile_app)
 app.add_typer(models_app, name="models")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(bench_app, name="bench")
@@ -89,6 +93,7 @@ def up(
             help="the page's port; else 50080, or a free one beside --port 0",
         ),
     ] = None,
+    gpu_memory: GpuMemory = None,
 ) -> None:
     """Start the three stages and the gateway, and keep them until Ctrl-C."""
     try:
@@ -102,8 +107,9 @@ def up(
         check_port(hint, wanted)
     chosen = Models(lm=lm or found.lm, dit=dit or found.dit, vae=vae or found.vae)
     try:
-        asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port), http_port))
-    except ProcessDiedError as error:
+        flags = share_memory(console, gpu_memory, chosen) if gpu_memory else {}
+        asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port), http_port, flags))
+    except (BudgetsDoNotAddUpError, ModelsError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
 
@@ -119,7 +125,7 @@ def check_port(hint: str, port: int) -> None:
             raise typer.BadParameter(message, param_hint=hint) from error
 
 
-async def _up(models: Models, ports: tuple[int, int, int, int], http_port: int) -> None:
+async def _up(models: Models, ports: tuple[int, int, int, int], http_port: int, flags: Flags) -> None:
     with Live(console=console, auto_refresh=False) as live:
 
         def show(member: Member) -> None:
@@ -132,6 +138,7 @@ async def _up(models: Models, ports: tuple[int, int, int, int], http_port: int) 
             models,
             ports=ports,
             settings={"SOUNDSTAGE_GATEWAY_HTTP_PORT": str(http_port)},
+            flags=flags,
             on_change=show,
             on_warning=lambda member, line: console.print(f"{member.name}: {line}", markup=False, highlight=False),
         )

@@ -59,7 +59,7 @@ def doctor(
     ):
         if value not in known:
             raise typer.BadParameter(f"is {value!r}; must be one of {', '.join(known)}", param_hint=hint)
-    found = shrink(choose_card(card), os.environ.get("MAX_CUDA_VRAM"))
+    found = find_own_card() if card is None else shrink(find_named(card), os.environ.get("MAX_CUDA_VRAM"))
     budgets = read_budgets(gpu_memory or [], usable_bytes(found))
     wishes: Any = {"lm": lm, "dit": dit, "engine": engine}
     try:
@@ -75,10 +75,13 @@ def doctor(
         show(Console(), deployment)
 
 
-def choose_card(name: str | None) -> Card:
-    """Return the card of that name, or this machine's."""
-    if name is None:
-        return probe()
+def find_own_card() -> Card:
+    """Return this machine's card, or its memory as a CPU's; MAX_CUDA_VRAM makes it one of less."""
+    return shrink(probe(), os.environ.get("MAX_CUDA_VRAM"))
+
+
+def find_named(name: str) -> Card:
+    """Return the card of that name."""
     try:
         return find_card(name)
     except UnknownCardError as error:

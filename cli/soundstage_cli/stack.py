@@ -8,7 +8,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -46,8 +46,8 @@ class ProcessDiedError(Exception):
 class Stack:
     """Three stages and a gateway. `ports` gives the gateway's, lm's, dit's and vae's, 0 for a free one.
 
-    `settings` are environment variables that all four have besides this process's own. `page` is where the gateway is
-    reached by HTTP: at a free port, unless one of those variables names another.
+    `settings` are environment variables that all four have besides this process's own; `flags` are of one process
+    each. `page` is where the gateway is reached by HTTP: at a free port, unless one of those variables names another.
     """
 
     def __init__(
@@ -56,15 +56,12 @@ class Stack:
         *,
         ports: tuple[int, int, int, int] = (0, 0, 0, 0),
         settings: Mapping[str, str] | None = None,
+        flags: Mapping[str, Sequence[str]] | None = None,
         on_change: Callable[[Member], None] = lambda _: None,
         on_warning: Callable[[Member, str], None] = lambda _member, _line: None,
     ) -> None:
-        self._arguments = {
-            "lm": ["--model", models.lm],
-            "dit": ["--model", models.dit],
-            "vae": ["--model", models.vae],
-            "gateway": list[str](),
-        }
+        given = {"lm": ["--model", models.lm], "dit": ["--model", models.dit], "vae": ["--model", models.vae]}
+        self._arguments = {name: [*given.get(name, ()), *(flags or {}).get(name, ())] for name in (*STAGES, "gateway")}
         self._ports: dict[str, int] = dict(zip(("gateway", *STAGES), ports, strict=True))
         self.members = {name: Member(name=name) for name in self._arguments}
         self._settings = settings or {}

@@ -34,6 +34,8 @@ class Wishes:
     engine: AskedEngine = "auto"
     max_batch: int | None = None
     max_duration_s: int | None = None
+    quantization: Quantization | None = None
+    offload: Offload | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,8 @@ class _Chooser:
 
     @property
     def quantizations(self) -> tuple[Quantization, ...]:
+        if self.wishes.quantization is not None:
+            return (self.wishes.quantization,)
         return ("int8",) if self.tier.is_int8 else ("none", "int8")
 
     def limit(self, lm: LmSize | None) -> tuple[int, int]:
@@ -170,7 +174,7 @@ class _Chooser:
                 # A planner is not worth songs of a minute.
                 shorter = (360, 240) if lm else (360, 240, 120, 60)
                 for duration_s in (longest_s, *(step for step in shorter if step < longest_s)):
-                    for offload in OFFLOADS:
+                    for offload in OFFLOADS if self.wishes.offload is None else (self.wishes.offload,):
                         batch = most
                         while batch:
                             plans = self._alone(lm, dit, duration_s, offload, batch)
