@@ -25,6 +25,9 @@ def share_memory(console: Console, gpu_memory: str, models: Models) -> Flags:
 
     Raises ModelsError, and BudgetsDoNotAddUpError with the least that would do.
     """
+    if "," in models.dit:
+        message = "shares a card with one diffusion model; for several, give each stage a --gpu-memory of its own"
+        raise typer.BadParameter(message, param_hint="--gpu-memory")
     card = find_own_card()
     try:
         memory_bytes = parse_memory(gpu_memory).of(card.memory_bytes)
