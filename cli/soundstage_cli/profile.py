@@ -15,7 +15,7 @@ from rich.table import Table
 
 from soundstage_budget.cards import GIB, Card
 from soundstage_budget.deployment import BudgetsDoNotAddUpError, Deployment, Wishes
-from soundstage_budget.plan import Plan, size
+from soundstage_budget.plan import size
 from soundstage_cli.checkpoint_sizes import read_sizes
 from soundstage_cli.doctor import find_own_card
 from soundstage_cli.forecast import find_batch, find_boundaries, forecast
@@ -117,28 +117,21 @@ def measure_all(
     baselines = read_baselines() if card.capability is None else {}
     told: list[dict[str, Any]] = []
     for memory in track(tiers, "measuring", console=console):
+        row: dict[str, Any] = {"memory_gib": memory, "services": [], "refused": ""}
         try:
             plans = plan_within(card, memory, sizes, songs=songs, duration_s=duration_s)
+            row |= {"songs": plans[0].max_batch, "duration_s": plans[0].max_duration_s}
             peaks = asyncio.run(measure(card, plans, models, baselines=baselines))
+            row["services"] = [
+                {"service": p.service, "predicted_bytes": p.need.peak, "measured_bytes": peaks[p.service]}
+                for p in plans
+            ]
         except (BudgetsDoNotAddUpError, ProcessDiedError) as error:
-            told.append({"memory_gib": memory, "services": [], "refused": str(error)})
+            row["refused"] = str(error)
         except grpc.aio.AioRpcError as error:
-            told.append({"memory_gib": memory, "services": [], "refused": error.details()})
-        else:
-            told.append(
-                {"memory_gib": memory, "services": [_beside(p, peaks[p.service]) for p in plans], "refused": ""}
-            )
+            row["refused"] = error.details()
+        told.append(row)
     return told
-
-
-def _beside(plan: Plan, measured_bytes: int | None) -> dict[str, Any]:
-    return {
-        "service": plan.service,
-        "predicted_bytes": plan.need.peak,
-        "measured_bytes": measured_bytes,
-        "songs": plan.max_batch,
-        "duration_s": plan.max_duration_s,
-    }
 
 
 def show_predicted(told: Sequence[dict[str, Any]]) -> None:
