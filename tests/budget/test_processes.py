@@ -10,6 +10,7 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseSetup, TokenizeRequest, TokenizeSetup
+from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceStub
 from soundstage.stage.v1.lm_service_pb2 import ComposeRequest, ScoreRequest
 from soundstage.stage.v1.lm_service_pb2_grpc import LmServiceStub
 from soundstage.stage.v1.stage_service_pb2 import DescribeRequest
@@ -24,8 +27,12 @@ from soundstage.stage.v1.stage_service_pb2_grpc import StageServiceStub
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeSetup, EncodeRequest, EncodeSetup
 from soundstage.stage.v1.vae_service_pb2_grpc import VaeServiceStub
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, AudioChunk
+from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage.type.v1.task_pb2 import Cover, Task
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32
+from soundstage_cli.tiny.dit import TINY as TINY_DIT
+from soundstage_cli.tiny.dit import write_original
 from soundstage_cli.tiny.lm import TINY, write_lm
 from soundstage_cli.tiny.vae import write_vae
 from soundstage_runtime.tensors import latent_chunks
@@ -50,12 +57,18 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_original(tmp_path_factory.mktemp("dit"), size=replace(TINY_DIT, layers=8))
+
+
 def peak_bytes(status: str) -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found is not None
     return int(found[1]) * 1024
 
 
+@cache
 def bare_import_bytes(stage: str) -> int:
     """What a stage's modules take before they do anything."""
     script = f"import soundstage_{stage}.__main__; print(open('/proc/self/status').read())"
@@ -136,8 +149,33 @@ async def compose(channel: grpc.aio.Channel, number: int) -> None:
         pass
 
 
+async def denoise(channel: grpc.aio.Channel, number: int) -> None:
+    """Make a song of words, of codes or over a source, or tokenize one, by turns."""
+    stub, frames = DitServiceStub(channel), 1500 if number == 20 else 25 * (1 + number % 7)
+    latents = list(latent_chunks(np.zeros((frames, 64), np.float32), DATA_TYPE_FLOAT32))
+    if number % 4 == 3:
+        pieces = [TokenizeRequest(latents=chunk) for chunk in latents]
+        await stub.Tokenize(iter([TokenizeRequest(setup=TokenizeSetup(latent_frames=frames)), *pieces]))
+        return
+    setup = DenoiseSetup(
+        caption="a bright tune",
+        lyrics="la " * number,
+        latent_frames=frames,
+        codes=[7] * (frames // 5) if number % 4 == 1 else [],
+        options=DiffusionOptions(steps=2),
+    )
+    source: list[DenoiseRequest] = []
+    if number % 4 == 2:
+        setup.task.CopyFrom(Task(cover=Cover()))
+        setup.source_frames = frames
+        source = [DenoiseRequest(source=chunk) for chunk in latents]
+    async for _ in stub.Denoise(iter([DenoiseRequest(setup=setup), *source])):
+        pass
+
+
 @pytest.mark.parametrize(
-    ("stage", "call", "budget"), [("vae", code, "1GiB"), ("vae", code, "320MiB"), ("lm", compose, "1GiB")]
+    ("stage", "call", "budget"),
+    [("vae", code, "1GiB"), ("vae", code, "320MiB"), ("lm", compose, "1GiB")],
 )
 async def test_a_budget_holds_over_a_hundred_mixed_requests(
     stage: str, call: Call, budget: str, request: pytest.FixtureRequest
@@ -161,6 +199,20 @@ async def test_a_small_budget_makes_fewer_and_shorter_songs_and_the_caller_is_to
         await asyncio.gather(*(compose(channel, number) for number in range(12)))
         taken = peak_bytes(await asyncio.to_thread(Path(f"/proc/{process}/status").read_text)) - baseline
     assert taken < 275 * MIB
+
+
+async def test_a_small_budget_makes_shorter_latents_and_holds_over_a_hundred_mixed_requests(dit: Path) -> None:
+    baseline = bare_import_bytes("dit")
+    async with serving("dit", dit, "--gpu-memory", "640MiB") as (channel, process):
+        described = await StageServiceStub(channel).Describe(DescribeRequest())
+        assert described.max_duration_s < 600
+        request = DenoiseRequest(setup=DenoiseSetup(latent_frames=15_000))
+        frames = 25 * round(described.max_duration_s)
+        with pytest.raises(grpc.aio.AioRpcError, match=f"latent_frames is 15000; must be 1 to {frames}"):
+            [answer async for answer in DitServiceStub(channel).Denoise(iter([request]))]
+        await asyncio.gather(*(denoise(channel, number) for number in range(100)))
+        taken = peak_bytes(await asyncio.to_thread(Path(f"/proc/{process}/status").read_text)) - baseline
+    assert taken < 640 * MIB
 
 
 @pytest.mark.parametrize(

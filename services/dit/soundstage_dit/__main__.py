@@ -1,5 +1,7 @@
 """`python -m soundstage_dit --model DIR`: the diffusion process."""
 
+import os
+
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_device.budget import pin_budget
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
@@ -23,6 +25,8 @@ async def main(settings: DitSettings) -> None:
     if budget_bytes is not None:
         sizes = [read_size(*find(settings, name)) for name in settings.model]
         settings = fit(settings, sizes, budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
+        # Else a CPU's memory fills with kernels: songs have any length, and each is made for one.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     worker = DeviceWorker("dit")
     models, residence = await worker.run(load_models, settings, device, dtype)
     cards = [

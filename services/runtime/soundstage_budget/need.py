@@ -20,6 +20,7 @@ FRAMES_PER_TOKEN: Final = 2
 _CUDA_CONTEXT: Final = 450 * MIB  # driver, cuBLAS and cuDNN; torch's allocator does not see it
 _CPU_CONTEXT: Final = 64 * MIB  # calls, tables, and what malloc keeps
 _CPU_TOKENIZER: Final = 160 * MIB  # the libraries around a tokenizer, its tables, and what malloc keeps of reading it
+_CPU_KERNELS: Final = 288 * MIB  # made for the lengths of songs that were met, oneDNN's 64 latest and others
 _LAYERS_AT_ONCE: Final = 2  # of a transformer that is offloaded: the one at work and the next
 _SCALES: Final = 1.01  # of quantised weights, a scale a row
 _PAGE: Final = 64  # tokens, of the planner's cache
@@ -242,6 +243,6 @@ def need_dit(
         kv=max_batch * song_bytes(shape, num_frames=frames, num_conditions=_CONDITIONS, itemsize=itemsize),
         activations=velocity_bytes(shape, tokens=tokens, longest=longest, itemsize=itemsize, in_blocks=in_blocks),
         workspace=0 if on_card else KEPT_BYTES,
-        context=context_bytes(on_card=on_card) + (0 if on_card else _CPU_TOKENIZER),
+        context=context_bytes(on_card=on_card) + (0 if on_card else _CPU_TOKENIZER + _CPU_KERNELS),
         loading=0 if on_card else model.file_bytes + all_weights,
     )

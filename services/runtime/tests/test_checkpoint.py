@@ -9,6 +9,7 @@ from torch import nn
 from soundstage_device.weights import build, read_weights
 from soundstage_runtime.checkpoint import (
     CheckpointError,
+    Fingerprints,
     check_names,
     fingerprint,
     locate,
@@ -102,6 +103,24 @@ def test_any_byte_and_the_order_change_the_fingerprint(tmp_path: Path) -> None:
     seen.add(fingerprint([config, weights]))
     assert len(seen) == 6
     assert all(len(one) == 64 for one in seen)
+
+
+def test_a_file_is_hashed_once_for_all_that_it_is_a_part_of(tmp_path: Path) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.write_text("shared")
+    own.write_text("own")
+    expected = [fingerprint([shared]), fingerprint([own, shared])]
+    fingerprints = Fingerprints()
+    found = [fingerprints.begin([shared])()]
+    shared.write_text("read again")
+    found.append(fingerprints.begin([own, shared])())
+    assert found == expected
+
+
+def test_a_file_that_cannot_be_hashed_is_told_to_whoever_waits(tmp_path: Path) -> None:
+    wait = Fingerprints().begin([tmp_path / "none"])
+    with pytest.raises(FileNotFoundError, match="none"):
+        wait()
 
 
 def test_a_byte_moved_to_the_next_file_changes_the_fingerprint(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from soundstage_budget.cards import Card
-from soundstage_budget.engine_choice import AskedEngine, EngineChoice, choose_engine
+from soundstage_budget.engine_choice import AskedEngine, EngineChoice, can_compile, choose_dtype, choose_engine
 
 CUDA_13 = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_110", "sm_120", "compute_120")
 CUDA_126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
@@ -107,3 +107,21 @@ def test_without_vllm_auto_is_torch_and_no_fallback() -> None:
 def test_kernels_kept_as_ptx_run_on_later_cards() -> None:
     assert choose(cuda(13, 0, 80.0), arch=CUDA_13).uses_card
     assert not choose(cuda(13, 0, 80.0), arch=CUDA_126).uses_card
+
+
+@pytest.mark.parametrize(
+    ("card", "dtype", "compiles"),
+    [
+        (CPU, "float32", False),
+        (cuda(5, 2, 5.9), "float32", False),
+        (cuda(6, 1, 10.9), "float32", False),
+        (cuda(7, 0, 31.7), "float16", True),
+        (cuda(7, 5, 14.6), "float16", True),
+        (H200, "bfloat16", True),
+        (Card(capability=(9, 4), memory_gib=191.9, is_rocm=True), "bfloat16", True),
+    ],
+)
+def test_a_card_computes_in_what_it_is_good_at_and_compiles_where_it_can(
+    card: Card, dtype: str, compiles: bool
+) -> None:
+    assert (choose_dtype(card), can_compile(card)) == (dtype, compiles)
