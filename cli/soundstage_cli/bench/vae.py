@@ -133,7 +133,7 @@ def make_table(summaries: Sequence[Summary]) -> Table:
 
 
 def write_report(folder: Path, plan: Plan, runs: Sequence[Run]) -> list[Path]:
-    """Write vae-SIZE.json and vae-SIZE.png; returns the files."""
+    """Write vae-SIZE-DTYPE.json, and a picture where matplotlib is installed; returns the files."""
     summaries = summarize(runs)
     report = {
         "machine": name_machine(plan.device, plan.threads),
@@ -143,7 +143,7 @@ def write_report(folder: Path, plan: Plan, runs: Sequence[Run]) -> list[Path]:
         "summaries": [asdict(summary) for summary in summaries],
         "runs": [asdict(run) for run in runs],
     }
-    return write_figures(folder, f"vae-{plan.size}", report, lambda figure: _draw(figure, summaries))
+    return write_figures(folder, f"vae-{plan.size}-{plan.dtype}", report, lambda figure: _draw(figure, summaries))
 
 
 def _decoding(codec: Codec, latents: NDArray[np.float32], window: int) -> Decode:
