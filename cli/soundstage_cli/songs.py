@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Iterator
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -38,6 +39,7 @@ SongName = Annotated[str, typer.Argument(help="the song's name, or how its id be
 
 _ID_CHARACTERS: Final = 32
 _SHOWN_CHARACTERS: Final = 8
+_CAPTION_CHARACTERS: Final = 60
 _PAGE_SIZE: Final = 100
 _COLOURS: Final = {"running": "yellow", "completed": "green", "failed": "red"}
 _UNITS_S: Final = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
@@ -136,7 +138,7 @@ def make_table(songs: list[Song], *, now_s: float) -> Table:
     table = Table(box=None)
     for heading in ("song", "state", "length", "made", "expires"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("caption", no_wrap=True, overflow="ellipsis")
+    table.add_column("caption")  # the one that is folded where the terminal is narrow
     for song in songs:
         state = name_state(song)
         table.add_row(
@@ -145,7 +147,7 @@ def make_table(songs: list[Song], *, now_s: float) -> Table:
             ", ".join(filter(None, map(tell_length, song.variants))),
             f"{tell_span(now_s - _seconds(song.create_time))} ago",
             f"in {tell_span(_seconds(song.expire_time) - now_s)}",
-            Text(song.request.caption),
+            Text(shorten(song.request.caption, _CAPTION_CHARACTERS, placeholder="…")),
         )
     return table
 

@@ -33,26 +33,35 @@ class AudioDecoder:
         """Decode a file on disk, see read_audio_file; raises InvalidRequestError. Cancelled, it ends the process."""
         async with self._turn:
             with tempfile.TemporaryFile() as answer:
-                await self._run(file, answer)
+                running = asyncio.create_task(self._run(file, answer))
+                try:
+                    await asyncio.shield(running)
+                finally:
+                    # However often the caller is cancelled, the process is ended and waited for.
+                    running.cancel()
+                    await asyncio.wait({running})
                 answer.seek(0)
                 return await asyncio.to_thread(_read, answer)
 
     async def _run(self, file: BinaryIO, answer: IO[bytes]) -> None:
         file.seek(0)
-        process = await asyncio.create_subprocess_exec(
-            *self._program,
-            stdin=file,
-            stdout=answer,
-            stderr=asyncio.subprocess.PIPE,
-            # On large machines the memory of threads that nobody needs would be more than the limit.
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+        starting = asyncio.create_task(
+            asyncio.create_subprocess_exec(
+                *self._program,
+                stdin=file,
+                stdout=answer,
+                stderr=asyncio.subprocess.PIPE,
+                # On large machines the memory of threads that nobody needs would be more than the limit.
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+            )
         )
         try:
             async with asyncio.timeout(self._time_limit_s):
-                _, errors = await process.communicate()
+                _, errors = await (await asyncio.shield(starting)).communicate()
         except TimeoutError:
             _refuse(_BREAKS)
         finally:
+            process = await starting
             if process.returncode is None:
                 process.kill()
             status = await process.wait()
