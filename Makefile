@@ -10,8 +10,8 @@ help: ## list the targets
 demo: .venv/ready ## make a 20 s song with four processes on tiny random models, into demo.wav
 	$(BIN)/soundstage demo --output demo.wav
 
-test: .venv/ready ## run the tests that need Python alone
-	$(BIN)/pytest -m "not node and not go and not cpp and not browser and not players and not gpu and not vllm"
+test: .venv/ready ## run the tests that need Python alone, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not node and not go and not cpp and not browser and not players and not gpu and not vllm"
 
 test-node: .venv/ready clients/node/node_modules ## run the tests that need Node.js and npm
 	$(BIN)/pytest -m "node and not gpu"

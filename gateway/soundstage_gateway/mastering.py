@@ -40,7 +40,8 @@ class Mastering:
 
     def feed(self, samples: Samples, *, last: bool) -> NDArray[np.float32]:
         """Master the song's next samples [n, 2] to [m, channels]; what a resampler holds back comes at the `last`."""
-        mastered = samples * self._levels(len(samples))[:, None]
+        is_plain = self._gain == 1 and not (self._fade_in_frames or self._fade_out_frames)
+        mastered = samples if is_plain else samples * self._levels(len(samples))[:, None]
         self._next_frame += len(samples)
         if self._is_mono:
             mastered = mastered.mean(axis=1, keepdims=True, dtype=np.float32)

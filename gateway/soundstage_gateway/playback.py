@@ -59,9 +59,11 @@ async def play(
     source = tape.read(start, tape.num_frames if is_resampled else stop)
     async with aclosing(_master(source, mastering, (start, first_frame, stop), tape.num_frames)) as runs:
         async for samples in runs:
-            digest.update(to_bytes(samples, output.format.sample_format))
             loudest = max(loudest, float(np.abs(samples).max()))
-            for piece in await _encode(encoder, samples, output.format):
+            pieces = await _encode(encoder, samples, output.format)
+            is_bare = output.format.encoding == ENCODING_PCM
+            digest.update(pieces[0].data if is_bare else to_bytes(samples, output.format.sample_format))
+            for piece in pieces:
                 await pace.keep(piece.frame_count)
                 yield _chunk(piece, place)
                 place += piece.frame_count

@@ -85,9 +85,10 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
     """Yield the runs of each round, the baseline first."""
     with TemporaryDirectory() as folder:
         tell(f"making random weights of size {plan.size}")
-        models, pipeline = write_models(Path(folder), plan.size)
-        worker = Worker("bench")  # the one thread for all torch work of this process
+        # The one thread for all torch work of this process: with a second, each of their kernels would wait for cores.
+        worker = Worker("bench")
         await worker.run(torch.set_num_threads, plan.threads)
+        models, pipeline = await worker.run(write_models, Path(folder), plan.size)
         stack = Stack(models, settings={"OMP_NUM_THREADS": str(plan.threads)})
         await stack.start()
         try:
