@@ -157,7 +157,8 @@ async def _open_gateway(plan: Plan) -> AsyncGenerator[str, None]:
     places = str(plan.listeners)
     # Whoever waits for a place is out of the codec's sight: the order would count for nothing.
     settings = {"SOUNDSTAGE_GATEWAY_MAX_SONGS": places, "SOUNDSTAGE_VAE_MAX_IN_FLIGHT": places}
-    settings["OMP_NUM_THREADS"] = "1"  # three stages are at work at once, and teams that share cores wait for each other
+    # Three stages are at work at once, and teams of threads that share cores wait for each other.
+    settings["OMP_NUM_THREADS"] = "1"
     stack = Stack(find_models(plan.models / "original"), settings=settings)
     try:
         await stack.start()
