@@ -3,6 +3,7 @@
 import { address, ask } from "/static/api.js";
 
 const NUM_BINS = 600;
+const STUCK_MS = 2000;
 const POLL_MS = 400;
 const MAX_BUFFER_S = 120; // of more, a browser stops reading for longer than the server waits for it
 const DRAG_PX = 4;
@@ -130,7 +131,13 @@ export class Player {
       await this.look();
       if (!this.mend()) this.listeners.onError();
     });
-    audio.addEventListener("waiting", () => this.mend()); // a browser goes on for long before it calls it an error
+    // A browser goes on for long before it calls it an error, and does not always say that it waits.
+    for (const name of ["waiting", "stalled"]) audio.addEventListener(name, () => this.mend());
+    let lastS = -1;
+    setInterval(() => {
+      if (!audio.paused && audio.currentTime === lastS) this.mend();
+      lastS = audio.currentTime;
+    }, STUCK_MS);
     audio.addEventListener("ended", () => audio.currentTime < this.durationS - ENOUGH_S && this.mend());
     byId("play").addEventListener("click", () => (audio.paused ? this.play() : audio.pause()));
     byId("volume").addEventListener("input", () => (audio.volume = byId("volume").value));
