@@ -225,21 +225,16 @@ class Studio:
                 async for event in events:
                     if event.HasField("completed") and event.variant == variant:
                         break
-        latents = await asyncio.to_thread(self._store.read_latents, name, variant)
-        splice = self._store.read_splice(name)
 
-        def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
-            return _decode(self._stages, latents, kept.model_fingerprint, start, stop)
-
-        async def decode_spliced(start: int, stop: int) -> AsyncGenerator[Samples, None]:
-            assert splice is not None
-            async with aclosing(decode(start, stop)) as pieces:
+        async def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
+            latents = await asyncio.to_thread(self._store.read_latents, name, variant)
+            splice = self._store.read_splice(name)
+            async with aclosing(_decode(self._stages, latents, kept.model_fingerprint, start, stop)) as pieces:
                 async for piece in pieces:
-                    yield splice.apply(piece, start)
+                    yield splice.apply(piece, start) if splice else piece
                     start += len(piece)
 
-        num_frames = latents.shape[0] * SAMPLES_PER_LATENT
-        return self._tapes.open(name, variant, num_frames, decode_spliced if splice else decode)
+        return self._tapes.open(name, variant, kept.song.variants[variant].frame_count, decode)
 
     async def find_peak(self, name: str, variant: int, tape: Tape) -> float:
         """Return the peak of a whole variant, and note it for the next time; raises ServiceError."""
