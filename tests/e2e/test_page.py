@@ -197,6 +197,15 @@ async def test_a_stream_that_breaks_off_goes_on_where_it_was(page: Page, song: s
     assert await page.text_content("#song-error") == ""
 
 
+async def test_a_press_just_as_the_stream_fails_is_heeded(page: Page, song: str, address: str) -> None:
+    press = """document.addEventListener("error", () => document.querySelector("#play").click(), true)"""
+    await page.add_init_script(press)
+    async with cut_streams(address, after_bytes=100) as url:
+        await page.goto(f"{url}#{song}")
+        await page.wait_for_function("document.querySelector('#audio').currentTime > 1")
+    assert await page.text_content("#song-error") == ""
+
+
 @asynccontextmanager
 async def cut_streams(address: str, *, after_bytes: int) -> AsyncGenerator[str]:
     """Yield the URL of a proxy that passes all on to a gateway, but cuts what is streamed to a player."""
@@ -219,8 +228,10 @@ async def cut_streams(address: str, *, after_bytes: int) -> AsyncGenerator[str]:
 
         requests = asyncio.create_task(pass_requests_on())
         with suppress(ConnectionError):
-            while left_bytes != 0 and (data := await gateway_reader.read(left_bytes or 65_536)):
-                left_bytes = None if left_bytes is None else max(0, left_bytes - len(data))
+            while left_bytes != 0 and (data := await gateway_reader.read(65_536)):
+                if left_bytes is not None:
+                    data = data[:left_bytes]
+                    left_bytes -= len(data)
                 writer.write(data)
                 await writer.drain()
         writer.close()

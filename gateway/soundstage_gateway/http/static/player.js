@@ -34,6 +34,7 @@ export class Player {
   bins = [];
   isDecoded = false;
   isFile = false; // which can be sought; a stream cannot
+  isWanted = false; // to play; a source that has failed, or is about to, cannot say so
   /** @type {[number, number] | null} the part that is marked, in seconds */
   pick = null;
   audio = /** @type {HTMLAudioElement} */ (byId("audio"));
@@ -64,6 +65,7 @@ export class Player {
   close() {
     this.turn += 1;
     Object.assign(this, { song: "", variant: 0, durationS: 0, bins: [], isDecoded: false, isFile: false, pick: null });
+    this.isWanted = false;
     this.audio.removeAttribute("src");
     this.audio.load();
     byId("play").disabled = true;
@@ -72,17 +74,18 @@ export class Player {
 
   play() {
     if (this.audio.ended) this.seek(0);
-    this.audio.play().catch(() => {}); // the browser wants a click first, or the sound fails, which "error" tells
+    this.isWanted = true;
+    // The browser wants a click first, or the sound fails, which "error" tells.
+    this.audio.play().catch(({ name }) => (this.isWanted &&= name !== "NotAllowedError"));
   }
 
   /** Goes to a time, which the whole song alone allows. */
   seek(/** @type {number} */ timeS) {
     if (!this.isDecoded) return;
-    const isPlaying = !this.audio.paused;
     if (!this.isFile) this.load({});
     this.isFile = true;
     this.audio.currentTime = Math.min(Math.max(timeS, 0), this.durationS);
-    if (isPlaying) this.play();
+    if (this.isWanted) this.play();
     this.showTime();
   }
 
@@ -138,17 +141,18 @@ export class Player {
       if (!audio.paused && audio.currentTime === lastS) this.mend();
       lastS = audio.currentTime;
     }, STUCK_MS);
-    audio.addEventListener("ended", () => audio.currentTime < this.durationS - ENOUGH_S && this.mend());
+    audio.addEventListener("pause", () => (this.isWanted &&= audio.ended || !audio.paused));
+    audio.addEventListener("ended", () => {
+      if (audio.currentTime >= this.durationS - ENOUGH_S || !this.mend()) this.isWanted = false;
+    });
     byId("play").addEventListener("click", () => (audio.paused ? this.play() : audio.pause()));
     byId("volume").addEventListener("input", () => (audio.volume = byId("volume").value));
   }
 
   /** Goes on from the file where a stream has broken off; tells whether it can. */
   mend() {
-    const { currentTime, paused, ended } = this.audio;
     const can = this.isDecoded && !this.isFile;
-    if (can) this.seek(currentTime);
-    if (can && (ended || !paused)) this.play();
+    if (can) this.seek(this.audio.currentTime);
     return can || !this.song;
   }
 
