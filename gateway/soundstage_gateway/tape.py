@@ -118,19 +118,21 @@ class Tape:
         async with aclosing(self._decode(self.num_ready, self.num_frames)) as pieces:
             async for piece in pieces:
                 os.pwrite(self._file, piece.tobytes(), self.num_ready * _FRAME_BYTES)
-                self.peak = max(self.peak, float(np.abs(piece).max()))
                 self._draw(piece)
                 self.num_ready += len(piece)
                 self._news.set()
                 self._news = asyncio.Event()
 
     def _draw(self, piece: Samples) -> None:
-        """Take the next samples into the overview."""
+        """Take the next samples into the overview and the peak."""
         first, last = self.num_ready // _BLOCK_FRAMES, (self.num_ready + len(piece) - 1) // _BLOCK_FRAMES
-        starts = np.maximum(np.arange(first, last + 1) * _BLOCK_FRAMES - self.num_ready, 0)
+        starts = CHANNELS * np.maximum(np.arange(first, last + 1) * _BLOCK_FRAMES - self.num_ready, 0)
+        samples = piece.ravel()  # one long row is several times as fast as a minimum along an axis of two
+        lows, highs = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
         blocks = slice(first, last + 1)
-        self._lows[blocks] = np.minimum(self._lows[blocks], np.minimum.reduceat(piece.min(axis=1), starts))
-        self._highs[blocks] = np.maximum(self._highs[blocks], np.maximum.reduceat(piece.max(axis=1), starts))
+        self._lows[blocks] = np.minimum(self._lows[blocks], lows)
+        self._highs[blocks] = np.maximum(self._highs[blocks], highs)
+        self.peak = max(self.peak, float(-lows.min()), float(highs.max()))
 
     def _load(self, start: int, end: int) -> Samples:
         data = os.pread(self._file, (end - start) * _FRAME_BYTES, start * _FRAME_BYTES)
