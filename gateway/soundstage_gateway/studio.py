@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,8 +18,6 @@ from soundstage.music.v1.song_service_pb2 import (
     SONG_STATE_COMPLETED,
     SONG_STATE_FAILED,
     SONG_STATE_RUNNING,
-    STAGE_DIT,
-    STAGE_LM,
     STAGE_VAE,
     Accepted,
     Completed,
@@ -30,8 +28,6 @@ from soundstage.music.v1.song_service_pb2 import (
     SongVariant,
     Stage,
 )
-from soundstage.stage.v1 import dit_service_pb2 as dit
-from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.score_pb2 import SongMetadata
@@ -41,9 +37,10 @@ from soundstage_gateway.audio_file import Recording, Samples
 from soundstage_gateway.hearing import encode
 from soundstage_gateway.log import Log
 from soundstage_gateway.metrics import Metrics
-from soundstage_gateway.order import MAX_VARIANTS, MODELS, Order, read_order
+from soundstage_gateway.models import choose_models
+from soundstage_gateway.order import MAX_VARIANTS, Order, read_order
 from soundstage_gateway.shelf import Shelf
-from soundstage_gateway.stages import Stages, ask, ask_once
+from soundstage_gateway.stages import Stages, ask
 from soundstage_gateway.store import PREFIX, KeptSong, Store
 from soundstage_gateway.tape import Tape, Tapes
 from soundstage_gateway.variant import Heard, Variant
@@ -159,7 +156,7 @@ class Studio:
         kept = KeptSong(song=song, request_id=request_id, is_detached=is_detached)
         async with AsyncExitStack() as places:
             await places.enter_async_context(self._admission.enter(len(order.seeds)))
-            fingerprints = await self._choose_models(order)
+            fingerprints = await choose_models(self._stages, order)
             kept.model_fingerprint = fingerprints[STAGE_VAE]
             await self._store.add(kept)
             if order.splice:
@@ -245,29 +242,6 @@ class Studio:
             await self._store.update(kept)
         return peak
 
-    async def _choose_models(self, order: Order) -> dict[Stage.ValueType, str]:
-        """Ask the stages what they are, and choose; raises what speaks against the order."""
-        needed = (STAGE_LM, STAGE_DIT, STAGE_VAE) if order.is_planned else (STAGE_DIT, STAGE_VAE)
-        found = dict(zip(needed, await asyncio.gather(*map(self._stages.describe, needed)), strict=True))
-        checks = Checks()
-        _check_length(checks, order, max_duration_s=min(stage.max_duration_s for stage in found.values()))
-        fingerprints = {stage: card.models[0].model_fingerprint for stage, card in found.items()}
-        if order.model:
-            fingerprints[STAGE_DIT] = _choose_model(checks, order.model, found[STAGE_DIT].models)
-        if order.adapters:
-            answer = await ask_once(STAGE_DIT, self._stages.dit.ListAdapters, dit.ListAdaptersRequest())
-            model = fingerprints[STAGE_DIT]
-            loaded = {adapter.name for adapter in answer.adapters if adapter.model_fingerprint in ("", model)}
-            for index, use in enumerate(order.adapters):
-                if use.name not in loaded:
-                    known = ", ".join(sorted(loaded)) or "none is loaded"
-                    checks.refuse(
-                        f"adapters[{index}].name",
-                        f"is {use.name!r}; must be an adapter that is loaded for the model: {known}",
-                    )
-        checks.finish()
-        return fingerprints
-
     def _start(self, making: Making) -> Making:
         name_song(making.kept.name)
         if making.kept.is_detached:
@@ -296,7 +270,7 @@ class Studio:
                     max_variants=self.max_variants,
                 )
                 await places.enter_async_context(self._admission.enter(len(order.seeds)))
-                fingerprints = await self._choose_models(order)
+                fingerprints = await choose_models(self._stages, order)
                 self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places.pop_all()))
         except ServiceError as error:
             kept.song.state = SONG_STATE_FAILED
@@ -453,24 +427,6 @@ async def _decode(
     async with aclosing(ask(STAGE_VAE, stages.vae.Decode, requests(), DecodeResponse)) as responses:
         async for response in responses:
             yield from_bytes(response.audio.data, SAMPLE_FORMAT_F32)
-
-
-def _choose_model(checks: Checks, wanted: str, models: Sequence[StageModel]) -> str:
-    """Return the fingerprint of the model that is called `wanted`, by its name or its variant."""
-    for model in models:
-        if wanted in (f"{MODELS}{model.name}", model.variant):
-            return model.model_fingerprint
-    known = ", ".join(f"{MODELS}{model.name} ({model.variant})" for model in models)
-    checks.refuse("model", f"is {wanted[:80]!r}; must be one of {known}")
-    return ""
-
-
-def _check_length(checks: Checks, order: Order, *, max_duration_s: float) -> None:
-    """Refuse a song that is longer than the stages make."""
-    if order.source is None:
-        checks.metadata(order.metadata, max_duration_s=max_duration_s)
-    elif order.source.duration_s > max_duration_s:
-        checks.refuse("source", f"makes a song of {order.source.duration_s:g} s; at most {max_duration_s:g} s are made")
 
 
 def _write_error(error: ServiceError) -> SongError:
