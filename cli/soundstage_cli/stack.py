@@ -15,7 +15,9 @@ from typing import Any, Final
 from soundstage_cli.models import Models
 
 STAGES: Final = ("lm", "dit", "vae")
-_HTTP_PORT: Final = "SOUNDSTAGE_GATEWAY_HTTP_PORT"
+# What a process has unless a variable says otherwise. Teams of threads that share cores must not wait for each other
+# with their eyes open for long: see decision 26.
+_DEFAULTS: Final = {"SOUNDSTAGE_GATEWAY_HTTP_PORT": "0", "GOMP_SPINCOUNT": "1000"}
 _LINES_KEPT: Final = 12
 _LINE_BYTES: Final = 1 << 20
 _STOP_TIMEOUT_S: Final = 40.0
@@ -102,7 +104,7 @@ class Stack:
             start_new_session=True,
             preexec_fn=_die_with_parent,
             # What matters of gRPC's own log is in ours.
-            env={_HTTP_PORT: "0", **os.environ, **self._settings, "GRPC_VERBOSITY": "NONE"},
+            env={**_DEFAULTS, **os.environ, **self._settings, "GRPC_VERBOSITY": "NONE"},
         )
         self._set_state(member, "starting")
         self._readers[name] = asyncio.create_task(self._read(member, member.process))

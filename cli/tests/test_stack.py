@@ -58,6 +58,16 @@ async def test_the_gateway_is_told_where_the_stages_are(fake: Fake) -> None:
     assert "'--model', 'b'" in told["dit"]
 
 
+async def test_threads_that_share_cores_spin_little_unless_told_otherwise(fake: Fake) -> None:
+    fake("vae", READY.format(before='import os; say(event=os.environ["GOMP_SPINCOUNT"], level="warning")', number=2))
+    for settings, count in (({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")):
+        words: list[str] = []
+        stack = Stack(MODELS, settings=settings, on_warning=lambda _, line, words=words: words.extend(line.split()))
+        await stack.start()
+        await stack.stop()
+        assert count in words
+
+
 async def test_the_gateway_ends_before_the_stages(fake: Fake) -> None:
     states: list[tuple[str, str]] = []
     stack = Stack(MODELS, on_change=lambda member: states.append((member.name, member.state)))
