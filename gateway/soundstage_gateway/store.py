@@ -51,14 +51,18 @@ T = TypeVar("T")
 def _whole(
     operation: "Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]",
 ) -> "Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]":
-    """Let an operation end though its caller is cancelled: the driver would lose the connection."""
+    """Let an operation end, and then its caller, though that is cancelled: the driver would lose the connection."""
 
     @wraps(operation)
     async def run(store: "Store", *args: P.args, **kwargs: P.kwargs) -> T:
         task = asyncio.create_task(operation(store, *args, **kwargs))
         store.operations.add(task)
         task.add_done_callback(store.operations.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
 
     return run
 

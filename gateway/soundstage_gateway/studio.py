@@ -158,9 +158,13 @@ class Studio:
             await places.enter_async_context(self._admission.enter(len(order.seeds)))
             fingerprints = await choose_models(self._stages, order)
             kept.model_fingerprint = fingerprints[STAGE_VAE]
-            await self._store.add(kept)
-            if order.splice:
-                await asyncio.to_thread(self._store.write_splice, name, order.splice)
+            try:
+                await self._store.add(kept)
+                if order.splice:
+                    await asyncio.to_thread(self._store.write_splice, name, order.splice)
+            except BaseException:  # the call was cancelled, or the disk is full: nobody is making this song
+                await self._store.remove(name)
+                raise
             return self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places.pop_all()))
 
     async def find(self, name: str) -> KeptSong:
@@ -206,6 +210,7 @@ class Studio:
     async def delete(self, name: str) -> None:
         """Stop a song and forget it; raises SongUnknownError."""
         await self.cancel(name)
+        self._makings.pop(name, None)
         self._tapes.remove(name)
         self._shelf.remove(name)
         await self._store.remove(name)
@@ -301,11 +306,17 @@ class Studio:
             kept.song.error.CopyFrom(_write_error(error))
         else:
             kept.song.state = SONG_STATE_COMPLETED
+        is_written = True
         if kept.name in self._makings:  # else it is stopped for now, and begun again later
-            await self._store.update(kept)
             self._metrics.count_song(kept.song)
+            try:
+                await self._store.update(kept)
+            except Exception:  # a full disk, say: this process still knows the song, and the next begins it again
+                _log.exception("song_not_written", song=kept.name)
+                is_written = False
         making.log.close(error)
-        self._makings.pop(kept.name, None)
+        if is_written:
+            self._makings.pop(kept.name, None)
 
     async def _make_variant(self, making: Making, number: int, source: Heard) -> None:
         order, kept = making.order, making.kept
@@ -402,7 +413,10 @@ class Studio:
 
     async def _sweep_often(self) -> None:
         while True:
-            await self.sweep()
+            try:
+                await self.sweep()
+            except Exception:  # a locked database, say, may do next time
+                _log.exception("sweep_failed")
             await asyncio.sleep(_SWEEP_S)
 
 

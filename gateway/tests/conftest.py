@@ -335,6 +335,7 @@ def deploy(tmp_path: Path) -> Deploy:
         hls_idle_s: float = 60.0,
         keep_s: float = 3600.0,
         store_limit_bytes: int = 64 << 20,
+        make_store: Callable[..., Store] = Store,
     ) -> AsyncGenerator[Deployment, None]:
         by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
         servers = {name: serve_stage(stage, max_duration_s=max_duration_s) for name, stage in by_name.items()}
@@ -346,7 +347,7 @@ def deploy(tmp_path: Path) -> Deploy:
         admission, listeners = Admission("songs", limit=max_songs), Admission("listeners", limit=max_listeners)
         metrics = Metrics([admission, listeners, uploads])
         keys = Keys(keys_file) if keys_file else None
-        store = Store(tmp_path / "songs", limit_bytes=store_limit_bytes)
+        store = make_store(tmp_path / "songs", limit_bytes=store_limit_bytes)
         tapes = Tapes(tmp_path / "tapes", limit_bytes=64 << 20)
         shelf = Shelf(tmp_path / "shelf", limit_bytes=shelf_limit_bytes)
         studio = Studio(gateway_stages, admission, assets, store, tapes, shelf, metrics, keep_s=keep_s)

@@ -30,6 +30,7 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.audio_pb2 import ENCODING_FLAC, SAMPLE_FORMAT_F32
+from soundstage_gateway.store import KeptSong, Store
 from soundstage_runtime.errors import read_details
 
 if TYPE_CHECKING:
@@ -173,6 +174,54 @@ async def test_a_failed_song_tells_why_now_and_later(deploy: Deploy) -> None:
     assert (left.state, left.error.code, left.error.reason) == (SONG_STATE_FAILED, 13, "STAGE_FAILED")
     assert "the dit stage" in left.error.message
     assert "secret" not in left.error.message
+
+
+class Full(Store):
+    """A store whose disk is full once a song is begun."""
+
+    async def update(self, kept: KeptSong) -> None:
+        raise OSError("no space left on device")
+
+
+class Slow(Store):
+    """A store that takes its time to write a song down, and says when it begins."""
+
+    begun = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def add(self, kept: KeptSong) -> None:
+        await super().add(kept)
+        self.begun.set()
+        await self.go_on.wait()
+
+
+async def test_a_song_that_cannot_be_written_down_ends_and_is_made_again_by_the_next_process(deploy: Deploy) -> None:
+    async with deploy(make_store=Full) as deployment:
+        song = (await create(deployment)).name
+        events = await watch(deployment, song)
+        assert (await get(deployment, song)).state == SONG_STATE_COMPLETED
+        assert len(pcm(await stream(deployment, song))) == 4 * FRAMES
+    async with deploy() as deployment:
+        again = await watch(deployment, song)
+        assert (await get(deployment, song)).state == SONG_STATE_COMPLETED
+    assert events[-1].completed.seed == again[-1].completed.seed
+    async with deploy(make_store=Full) as deployment:
+        await stub(deployment).DeleteSong(DeleteSongRequest(song=song))
+        error = await refusal(get(deployment, song))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_song_whose_call_is_cancelled_as_it_is_written_down_is_not_there(deploy: Deploy) -> None:
+    async with deploy(make_store=Slow) as deployment:
+        call = stub(deployment).CreateSong(CreateSongRequest(request=request(), request_id="mine"))
+        await Slow.begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        Slow.go_on.set()
+        again = await create(deployment, request_id="mine")
+        listed = (await stub(deployment).ListSongs(ListSongsRequest())).songs
+    assert [song.name for song in listed] == [again.name]
 
 
 async def test_a_deleted_song_is_gone(deploy: Deploy) -> None:
