@@ -23,7 +23,7 @@ from soundstage_lm.settings import LmSettings
 from soundstage_lm.size import fit, read_size
 from soundstage_lm.torch_engine import TorchWriter
 from soundstage_lm.torch_judge import TorchJudge
-from soundstage_lm.weights import Outline, load_checkpoint, load_outline
+from soundstage_lm.weights import Outline, begin_fingerprint, load_checkpoint, load_outline
 from soundstage_lm.writer import Writer
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.worker import Worker
@@ -61,6 +61,7 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     Raises CheckpointError, DeviceError and DoesNotFitError.
     """
     folder = locate(settings.model)
+    hashed = begin_fingerprint(folder)
     outline = load_outline(folder)
     device = choose_device(settings.device)
     choice = choose_engine(
@@ -99,19 +100,17 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
             ),
             close=worker.close,
         )
+    fingerprint = hashed()
     composer = Composer(
         engine.writer,
         outline.tokenizer,
-        fingerprint=outline.fingerprint,
+        fingerprint=fingerprint,
         max_duration_s=settings.max_duration_s,
         max_tokens=engine.max_tokens,
         judge=engine.judge,
     )
     model = StageModel(
-        name=Path(settings.model).name,
-        variant=outline.variant,
-        model_fingerprint=outline.fingerprint,
-        dtype=dtype,
+        name=Path(settings.model).name, variant=outline.variant, model_fingerprint=fingerprint, dtype=dtype
     )
     return Loaded(
         composer=composer, settings=settings, model=model, device=str(device), close=engine.close, lost=engine.lost

@@ -1,6 +1,6 @@
 """A planner's checkpoint, from its folder to a network ready to run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ from soundstage_device.linear import pack_linears
 from soundstage_device.weights import build, read_weights
 from soundstage_lm.model.qwen3 import LIFT, Qwen3, Qwen3Config
 from soundstage_lm.tokenizer import PlannerTokenizer, load_tokenizer, tokenizer_files
-from soundstage_runtime.checkpoint import CheckpointError, fingerprint, read_json, weight_files
+from soundstage_runtime.checkpoint import CheckpointError, Fingerprints, read_json, weight_files
 
 _CONFIG: Final = "config.json"
 _HEAD: Final = "lm_head.weight"
@@ -39,7 +39,6 @@ class Outline:
     config: Qwen3Config
     tokenizer: PlannerTokenizer
     variant: str
-    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +48,11 @@ class Checkpoint:
     model: Qwen3
     tokenizer: PlannerTokenizer
     variant: str
-    fingerprint: str
+
+
+def begin_fingerprint(folder: Path) -> Callable[[], str]:
+    """Begin to hash a planner's files, beside whoever loads it; what it returns waits for their fingerprint."""
+    return Fingerprints().begin([folder / _CONFIG, *tokenizer_files(folder), *weight_files(folder)])
 
 
 def load_outline(folder: Path) -> Outline:
@@ -61,12 +64,7 @@ def load_outline(folder: Path) -> Outline:
             f"{folder}: the tokenizer has {tokenizer.size} tokens, the model only {config.vocab_size}"
         )
     size = (config.hidden_size, config.num_hidden_layers)
-    return Outline(
-        config=config,
-        tokenizer=tokenizer,
-        variant=_SIZES.get(size, f"{size[0]}x{size[1]}"),
-        fingerprint=fingerprint([folder / _CONFIG, *tokenizer_files(folder), *weight_files(folder)]),
-    )
+    return Outline(config=config, tokenizer=tokenizer, variant=_SIZES.get(size, f"{size[0]}x{size[1]}"))
 
 
 def load_checkpoint(
@@ -86,9 +84,7 @@ def load_checkpoint(
     model = build(lambda: Qwen3(config), fused, where=str(folder), device=device, dtype=dtype)
     if packed:
         pack_linears(model)
-    return Checkpoint(
-        model=model, tokenizer=outline.tokenizer, variant=outline.variant, fingerprint=outline.fingerprint
-    )
+    return Checkpoint(model=model, tokenizer=outline.tokenizer, variant=outline.variant)
 
 
 def fuse(tensors: Mapping[str, Tensor], config: Qwen3Config) -> dict[str, Tensor]:

@@ -54,9 +54,7 @@ def writer(checkpoint: Checkpoint, worker: Worker, byte_grammar: Grammar) -> Tor
 
 @pytest.fixture
 def composer(checkpoint: Checkpoint, writer: TorchWriter) -> Composer:
-    return Composer(
-        writer, checkpoint.tokenizer, fingerprint=checkpoint.fingerprint, max_duration_s=600, max_tokens=40_960
-    )
+    return Composer(writer, checkpoint.tokenizer, fingerprint="f", max_duration_s=600, max_tokens=40_960)
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def scoring_composer(checkpoint: Checkpoint, writer: TorchWriter, worker: Worker
     return Composer(
         writer,
         checkpoint.tokenizer,
-        fingerprint=checkpoint.fingerprint,
+        fingerprint="f",
         max_duration_s=600,
         max_tokens=40_960,
         judge=TorchJudge(checkpoint, worker),

@@ -1,17 +1,25 @@
+import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from soundstage_cli.tiny.lm import write_lm
-from soundstage_lm.weights import Checkpoint, load_checkpoint, read_config
-from soundstage_runtime.checkpoint import CheckpointError
+from soundstage_lm.engine import load_composer
+from soundstage_lm.settings import LmSettings
+from soundstage_lm.weights import Checkpoint, begin_fingerprint, load_checkpoint, read_config
+from soundstage_runtime.checkpoint import CheckpointError, fingerprint
+from soundstage_runtime.settings import load_settings
+from soundstage_runtime.worker import Worker
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -103,16 +111,41 @@ def test_reads_older_configurations(folder: Path) -> None:
     assert read_config(folder / "config.json") == wanted
 
 
-def test_fingerprint_is_of_the_configuration_the_tokenizer_and_the_weights(
-    checkpoint: Checkpoint, folder: Path
-) -> None:
-    assert load(folder).fingerprint == checkpoint.fingerprint
-    reconfigure(folder, rope_parameters={"rope_theta": 10_000.0})
-    reconfigured = load(folder).fingerprint
-    assert reconfigured != checkpoint.fingerprint
-    with (folder / "tokenizer.json").open("a") as file:
-        file.write("\n")
-    assert load(folder).fingerprint not in (reconfigured, checkpoint.fingerprint)
+def test_fingerprint_is_of_the_configuration_the_tokenizer_and_the_weights(folder: Path) -> None:
+    names = ("config.json", "tokenizer.json", "model.safetensors")
+    seen = {fingerprint(folder / name for name in names)}
+    assert begin_fingerprint(folder)() in seen
+    for name in names:
+        with (folder / name).open("ab") as file:
+            file.write(b"\n")
+        seen.add(begin_fingerprint(folder)())
+    assert len(seen) == 4
+
+
+class Telling(Worker):
+    """Says when it has done something."""
+
+    def __init__(self) -> None:
+        super().__init__("telling")
+        self.done = threading.Event()
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        result = await super().run(work, *args, **kwargs)
+        self.done.set()
+        return result
+
+
+async def test_weights_are_read_while_the_files_are_hashed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, digest, worker = begin_fingerprint(tiny)(), hashlib.file_digest, Telling()
+
+    def digest_once_loaded(*args: Any) -> Any:
+        assert worker.done.wait(timeout=30)
+        return digest(*args)
+
+    monkeypatch.setattr(hashlib, "file_digest", digest_once_loaded)
+    loaded = await load_composer(load_settings(LmSettings, ["--model", str(tiny), "--device", "cpu"]), worker)
+    loaded.close()
+    assert loaded.model.model_fingerprint == loaded.composer.fingerprint == expected
 
 
 def test_names_an_unknown_size_by_its_dimensions(checkpoint: Checkpoint) -> None:
