@@ -63,7 +63,7 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     folder = locate(settings.model)
     hashed = begin_fingerprint(folder)
     outline = load_outline(folder)
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, needs_kernels=False)
     choice = choose_engine(
         describe_card(device),
         torch_arch_list=tuple(torch.cuda.get_arch_list()),

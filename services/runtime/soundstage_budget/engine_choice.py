@@ -1,6 +1,7 @@
 """Which engine plans on which card. vLLM checks nothing when it starts, so this is decided before it is imported."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -33,7 +34,7 @@ def choose_engine(
     card: Card, *, torch_arch_list: tuple[str, ...], vllm_version: str | None, asked: AskedEngine = "auto"
 ) -> EngineChoice:
     """Choose the engine. `vllm_version` is None where vLLM is not installed."""
-    uses_card = card.capability is not None and (card.is_rocm or _has_kernels(card.capability, torch_arch_list))
+    uses_card = has_kernels(card, torch_arch_list)
     dtype = choose_dtype(card) if uses_card else "float32"
 
     def choose(engine: EngineName, reason: str) -> EngineChoice:
@@ -61,6 +62,26 @@ def choose_dtype(card: Card) -> DtypeChoice:
     return "float16" if card.capability is not None and card.capability >= _FLOAT16_CAPABILITY else "float32"
 
 
+def has_kernels(card: Card, torch_arch_list: Sequence[str]) -> bool:
+    """Say whether a torch built for an arch list, as `torch.cuda.get_arch_list` gives it, has kernels for a card.
+
+    A binary runs on its own major version from its minor version on; what was kept as PTX on all later cards. A torch
+    that was built on the machine it runs on may list nothing.
+    """
+    if card.capability is None:
+        return False
+    if card.is_rocm or not torch_arch_list:
+        return True
+    for name in torch_arch_list:
+        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
+        if found is None:
+            continue
+        built = (int(found[2]), int(found[3]))
+        if built <= card.capability and (found[1] == "compute" or built[0] == card.capability[0]):
+            return True
+    return False
+
+
 def can_compile(card: Card) -> bool:
     """Say whether a card runs what torch's compiler makes, FlexAttention too."""
     return card.is_rocm or (card.capability is not None and card.capability >= _COMPILED_CAPABILITY)
@@ -79,18 +100,6 @@ def _obstacle(card: Card, vllm_version: str | None) -> str | None:
         wanted = " to before ".join(map(_name, VLLM_VERSIONS))
         return f"vLLM {vllm_version} is installed, versions {wanted} are known to work"
     return None
-
-
-def _has_kernels(capability: tuple[int, int], arch_list: tuple[str, ...]) -> bool:
-    """A binary runs on its own major version from its minor version on; what was kept as PTX on all later cards."""
-    for name in arch_list:
-        found = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name)
-        if found is None:
-            continue
-        built = (int(found[2]), int(found[3]))
-        if built <= capability and (found[1] == "compute" or built[0] == capability[0]):
-            return True
-    return False
 
 
 def _name(version: tuple[int, int] | None) -> str:
