@@ -1,9 +1,10 @@
 """`python -m soundstage_dit --model DIR`: the diffusion process."""
 
 import os
+from functools import partial
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
-from soundstage_device.budget import pin_budget
+from soundstage_device.budget import free_bytes, pin_budget
 from soundstage_device.device import choose_device, choose_dtype, dtype_name
 from soundstage_device.worker import DeviceWorker
 from soundstage_dit.adapters import Adapters
@@ -52,6 +53,7 @@ async def main(settings: DitSettings) -> None:
         worker,
         adapters=adapters,
         residence=residence,
+        free_bytes=partial(free_bytes, device, budget_bytes),
         max_batch=settings.max_batch,
         max_tokens=settings.max_tokens,
         max_songs=settings.max_in_flight,

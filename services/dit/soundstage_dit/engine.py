@@ -18,6 +18,7 @@ from soundstage_device.worker import DeviceMemoryError
 from soundstage_dit.adapters import Adapters, Loan
 from soundstage_dit.aligner import Look, align, look
 from soundstage_dit.alignment import Alignment
+from soundstage_dit.guard import Guard
 from soundstage_dit.journey import DenoiseError, Journey
 from soundstage_dit.line import Line, Visit
 from soundstage_dit.memory import estimate_bytes
@@ -46,8 +47,9 @@ class DitEngine:
 
     At most `max_songs` hold memory at once, `max_songs_gb` in all by estimate; up to `max_waiting` wait for it, first
     come first served. A step takes the song that has had least, and others of its model, up to `max_batch` and to
-    `max_tokens`, where two frames of one velocity are a token. Where a step runs out of memory its songs take it one by
-    one, and the next steps have fewer tokens. Without a `residence`, all models stay on the device.
+    `max_tokens`, where two frames of one velocity are a token, and to what `free_bytes` has room for just then. Where a
+    step runs out of memory all the same its songs take it one by one, and the next steps have fewer tokens. Without a
+    `residence`, all models stay on the device.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DitEngine:
         *,
         adapters: Adapters | None = None,
         residence: Residence | None = None,
+        free_bytes: Callable[[], float] = lambda: math.inf,
         max_batch: int = 8,
         max_tokens: int = count_tokens(MAX_LATENT_FRAMES),
         max_songs: int = 8,
@@ -67,6 +70,7 @@ class DitEngine:
         self._models = {"": models[0]} | {model.model_fingerprint: model for model in models}
         self._worker, self._residence = worker, residence
         self._adapters = adapters or Adapters(models, worker)
+        self._guard = Guard(free_bytes)
         self._max_batch, self._max_tokens = max_batch, max_tokens
         self._tokens_at_once = max_tokens  # less after a step that ran out of memory
         room = Room(
@@ -178,12 +182,15 @@ class DitEngine:
             while songs:
                 for journey in [journey for journey in songs if journey.trajectory is None]:
                     if journey in songs:  # it may have left while another was prepared
+                        if not self._guard.lets_begin(journey, self._line.begun):
+                            break
+                        journey.used = min((other.used for other in self._line.begun), default=0)
                         if self._residence and not self._residence.has(journey.model):
                             wait_s = self._residence.wait_s(journey.model)
                             journey.events.put_nowait(Queued(position=0, wait_s=wait_s))
                         await self._work([journey], self._prepare)
-                if batch := take_turn(songs, max_songs=self._max_batch, max_tokens=self._tokens_at_once):
-                    await self._take_step(batch)
+                if batch := take_turn(self._line.begun, max_songs=self._max_batch, max_tokens=self._tokens_at_once):
+                    await self._take_step(self._guard.lower(batch))
         finally:
             self._steps = None
 
@@ -240,7 +247,9 @@ class DitEngine:
         def run(in_use: Collection[LoadedModel]) -> T:
             if self._residence:
                 self._residence.bring_in(model, in_use)
-            return work()
+            done = work()
+            self._guard.look()
+            return done
 
         return await self._worker.run(run, self._line.models_in_use)
 

@@ -30,7 +30,7 @@ class DenoiseError(ServiceError):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Journey:
-    """A song on its way; `used` is what its steps were charged, from that of the least used when it came in."""
+    """A song on its way; `used` is what its steps were charged, from that of the least used when it began."""
 
     song: Song
     model: LoadedModel

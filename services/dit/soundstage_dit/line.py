@@ -45,6 +45,11 @@ class Line:
         return sum(isinstance(guest, Journey) for guest in self._waiting)
 
     @property
+    def begun(self) -> list[Journey]:
+        """The songs that are in and prepared."""
+        return [song for song in self.songs if song.trajectory is not None]
+
+    @property
     def models_in_use(self) -> frozenset[LoadedModel]:
         """The models of all that are in."""
         return frozenset(guest.model for guest in (*self.songs, *self._visits))
@@ -99,7 +104,6 @@ class Line:
             self._visits.append(guest)
             guest.is_in.set()
         else:
-            guest.used = min((other.used for other in self.songs), default=0)
             self.songs.append(guest)
 
     def _waiting_songs(self) -> Iterator[Journey]:

@@ -1,8 +1,11 @@
-"""How much of the device's memory a song takes while it is made."""
+"""How much of the device's memory a song takes while it is made, and how much of a step there is memory for."""
 
 from typing import Final
 
+from soundstage_budget.need import LAYERS_AT_ONCE, velocity_tokens
 from soundstage_dit.conditioning import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
+from soundstage_dit.residence import weight_bytes
+from soundstage_dit.size import transformer_shape
 from soundstage_dit.song import Cover, Edit, Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.score import REFERENCE_LATENTS
@@ -22,6 +25,15 @@ def estimate_bytes(song: Song, model: LoadedModel) -> int:
     stack = shape.stack
     memory = _max_conditions(song) * len(stack.windows) * 2 * stack.kv_heads * stack.head_dim
     return kept + references + _num_conditions(song) * (context + memory) * model.silence.element_size()
+
+
+def tokens_that_fit(model: LoadedModel, free_bytes: float) -> float:
+    """Return how many tokens a step has room for on a device that has so much free, by the formula of the plan."""
+    layers = model.dit.layers[:LAYERS_AT_ONCE]
+    is_offloaded = layers[0].scale_shift_table.device.type != model.device.type
+    to_come = sum(map(weight_bytes, layers)) if is_offloaded else 0
+    shape = transformer_shape(model.dit.shape.stack)
+    return velocity_tokens(shape, free_bytes=free_bytes - to_come, itemsize=model.silence.element_size())
 
 
 def _num_conditions(song: Song) -> int:

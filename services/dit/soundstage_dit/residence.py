@@ -100,7 +100,12 @@ def check_size(models: Sequence[LoadedModel], max_bytes: int) -> None:
 
 def sizes_of(model: LoadedModel) -> dict[int, int]:
     """Return the bytes of each part of a model."""
-    return {id(part): sum(map(_size_bytes, part.state_dict().values())) for part in model.parts}
+    return {id(part): weight_bytes(part) for part in model.parts}
+
+
+def weight_bytes(part: nn.Module) -> int:
+    """Return the bytes of a network's weights."""
+    return sum(map(_size_bytes, part.state_dict().values()))
 
 
 def move_to(device: torch.device) -> Move:

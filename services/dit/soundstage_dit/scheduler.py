@@ -80,8 +80,13 @@ def count_tokens(frames: int) -> int:
 
 def total_tokens(song: Song) -> int:
     """Count what all of a song's velocities take, at most."""
+    return song.diffusion.steps * step_tokens(song)
+
+
+def step_tokens(song: Song) -> int:
+    """Count what the velocities of one of a song's steps take, at most."""
     asked = song.diffusion
-    velocities = asked.steps * (2 if asked.guidance.scale > 1 else 1) * (2 if asked.sampler is Sampler.HEUN else 1)
+    velocities = (2 if asked.guidance.scale > 1 else 1) * (2 if asked.sampler is Sampler.HEUN else 1)
     if isinstance(song.task, Edit):
         velocities *= 2 * song.task.averages
     return velocities * count_tokens(song.num_frames)
@@ -92,7 +97,7 @@ def charge(tokens: int) -> int:
     return tokens + _STEP_TOKENS
 
 
-def take_turn(songs: Sequence[T], *, max_songs: int, max_tokens: int) -> list[T]:
+def take_turn(songs: Sequence[T], *, max_songs: int, max_tokens: float) -> list[T]:
     """Choose the songs of a step: least used first, as many as fit; of equals, the first in `songs`.
 
     The least used one always goes, though it may be too much by itself, and with it songs of its own model. None of

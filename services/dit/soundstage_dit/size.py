@@ -10,6 +10,7 @@ from soundstage_budget.models import DitModel, TransformerShape
 from soundstage_budget.need import KEPT_BYTES
 from soundstage_budget.plan import OFFLOADS, plan_dit
 from soundstage_device.budget import tell_given_up
+from soundstage_dit.model.shape import StackShape
 from soundstage_dit.settings import DitSettings
 from soundstage_dit.weights import find_parts, is_diffusers, read_architecture
 
@@ -25,22 +26,26 @@ def read_size(folder: Path, text_encoder: Path | None) -> DitModel:
         groups = ("decoder.", "encoder.", "tokenizer.", "detokenizer.")
         counts = [sum(tensors[name] for name in tensors if name.startswith(group)) for group in groups]
     transformer, conditions, *codes = counts
-    stack = architecture.dit.stack
     return DitModel(
         variant=architecture.variant,
-        shape=TransformerShape(
-            width=stack.width,
-            mlp_width=stack.mlp_width,
-            layers=len(stack.windows),
-            heads=stack.heads,
-            kv_heads=stack.kv_heads,
-            head_dim=stack.head_dim,
-        ),
+        shape=transformer_shape(architecture.dit.stack),
         parameters=transformer,
         beside=(sum(count_parameters(texts).values()), conditions, *codes),
         largest_piece=max(codes),
         is_guided=not architecture.variant.endswith("turbo"),
         file_bytes=sum(map(file_bytes, (texts, *parts))),
+    )
+
+
+def transformer_shape(stack: StackShape) -> TransformerShape:
+    """Return a stack's dimensions as a plan of memory has them."""
+    return TransformerShape(
+        width=stack.width,
+        mlp_width=stack.mlp_width,
+        layers=len(stack.windows),
+        heads=stack.heads,
+        kv_heads=stack.kv_heads,
+        head_dim=stack.head_dim,
     )
 
 

@@ -88,6 +88,7 @@ class Stepwise:
     def __init__(self, dit: Dit) -> None:
         self.remember = dit.remember
         self.shape = dit.shape
+        self.layers = dit.layers
         self.batches: list[int] = []
         self.last = 0  # how long the last song of the latest step is
         self.failures: list[Exception] = []

@@ -21,12 +21,13 @@ _CUDA_CONTEXT: Final = 450 * MIB  # driver, cuBLAS and cuDNN; torch's allocator 
 _CPU_CONTEXT: Final = 64 * MIB  # calls, tables, and what malloc keeps
 _CPU_TOKENIZER: Final = 160 * MIB  # the libraries around a tokenizer, its tables, and what malloc keeps of reading it
 _CPU_KERNELS: Final = 288 * MIB  # made for the lengths of songs that were met, oneDNN's 64 latest and others
-_LAYERS_AT_ONCE: Final = 2  # of a transformer that is offloaded: the one at work and the next
+LAYERS_AT_ONCE: Final = 2  # of a transformer that is offloaded: the one at work and the next
 _SCALES: Final = 1.01  # of quantised weights, a scale a row
 _PAGE: Final = 64  # tokens, of the planner's cache
 _WORDS: Final = 1096  # tokens of a song beside its codes
 _JUDGED_AT_ONCE: Final = 128  # tokens
 _CONDITIONS: Final = 256 + 2048 + 1  # of a song: words, lyrics and a timbre, at most
+_PASS_BYTES: Final = 3 * MIB  # of a forward pass with fused kernels, however short
 _ENCODED_AT_ONCE: Final = 2560  # tokens of lyrics, or of codes, before the first step of a song
 
 
@@ -174,15 +175,25 @@ def velocity_bytes(shape: TransformerShape, *, tokens: int, longest: int, itemsi
 
     `in_blocks` is how a CPU attends in float32; all else attends with fused kernels.
     """
-    width, queries, keys = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     if not in_blocks:
-        attended = itemsize * (4 * width + 8 * queries + 5 * keys // 2) + 1700
-        fed = itemsize * (4 * width + 2 * shape.mlp_width) + 1700
-        return tokens * max(attended, fed) + 3 * MIB
+        return tokens * _token_bytes(shape, itemsize) + _PASS_BYTES
+    width, queries, keys = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     groups = shape.heads // shape.kv_heads
     scores = 2 * 4 * max(1 << 19, 128 * groups * longest)
     fed = 2 * 4 * min(tokens, 768) * shape.mlp_width
     return round(tokens * 4 * (3 * width + 2.5 * queries + 4 * keys + 500)) + scores + fed + 5 * MIB
+
+
+def velocity_tokens(shape: TransformerShape, *, free_bytes: float, itemsize: int) -> float:
+    """Return how many tokens a forward pass has room for that attends with fused kernels; below 0 for none."""
+    return (free_bytes - _PASS_BYTES) / _token_bytes(shape, itemsize)
+
+
+def _token_bytes(shape: TransformerShape, itemsize: int) -> int:
+    width, queries, keys = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attended = itemsize * (4 * width + 8 * queries + 5 * keys // 2) + 1700
+    fed = itemsize * (4 * width + 2 * shape.mlp_width) + 1700
+    return max(attended, fed)
 
 
 def song_bytes(
@@ -228,7 +239,7 @@ def need_dit(
         case "model":
             weights = ends + matrix_bytes + model.largest_piece * itemsize
         case "layer":
-            layers = matrix_bytes * _LAYERS_AT_ONCE / shape.layers
+            layers = matrix_bytes * LAYERS_AT_ONCE / shape.layers
             weights = ends + max(layers, model.largest_piece * itemsize)
     frames = min(max_duration_s * LATENT_RATE_HZ, MAX_LATENT_FRAMES)
     longest = -(-frames // FRAMES_PER_TOKEN)

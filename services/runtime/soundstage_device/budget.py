@@ -1,5 +1,6 @@
 """A process's share of its device's memory: read, and kept to."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -38,6 +39,18 @@ def pin_budget(gpu_memory: str, device: torch.device) -> int | None:
             )
         torch.cuda.set_per_process_memory_fraction(max(0.0, budget - context_bytes(on_card=True)) / total, device)
     return budget
+
+
+def free_bytes(device: torch.device, budget_bytes: int | None) -> float:
+    """Return what torch can still use of a device now, within the process's budget; a CPU's is infinite.
+
+    That is what no process holds, and what torch's allocator holds for nothing.
+    """
+    if device.type != "cuda":
+        return math.inf
+    reserved, used = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    allowed = math.inf if budget_bytes is None else budget_bytes - context_bytes(on_card=True)
+    return min(torch.cuda.mem_get_info(device)[0], allowed - reserved) + reserved - used
 
 
 def tell_given_up(given_up: Sequence[str]) -> None:
