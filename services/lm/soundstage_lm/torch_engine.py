@@ -2,13 +2,15 @@
 
 A step reads one token for every row of every text that has its prompts behind it, and beside them a piece of the
 prompts that came since. So a new text joins at the next step, a long prompt does not hold up the others, and a text
-that is closed takes part in no further step.
+that is closed takes part in no further step. Where a step has no memory its texts take it in parts, and only one that
+has none by itself ends.
 """
 
 import asyncio
 import contextvars
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, Protocol
@@ -17,6 +19,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from soundstage_device.worker import DeviceMemoryError
 from soundstage_lm.model.cache import Span
 from soundstage_lm.model.head import Head
 from soundstage_lm.model.pages import PAGE, PagePool, Row, count_pages
@@ -31,7 +34,12 @@ _log = structlog.get_logger()
 
 _PIECE: Final = 128  # tokens of prompts in one step: a CPU reads them in about the time of three steps
 _CUDA_PIECE: Final = 1024
+_LEAST_PIECE: Final = 64
+_GROWTH: Final = 64  # after a step that ran out of memory each piece may be larger than the last by so small a part
 _MOST_MOVES: Final = 2  # pages moved in one step: each costs a small part of it
+
+_NO_NUMBERS: Final = "the planner's logits are not numbers; another dtype may help"
+_NO_MEMORY: Final = "the device has no memory left for this text just now; shorter words or fewer songs need less"
 
 
 class WriteError(ServiceError):
@@ -46,7 +54,7 @@ class _Branch(Row):
 
     unread: list[int]
     length: int = 0  # tokens read
-    hidden: Tensor | None = None  # of the last token read, [hidden]
+    hidden: Tensor | None = None  # of the last token read, [hidden]; None where there was no memory to read it
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -60,6 +68,15 @@ class _Entry:
     written: list[int] = field(default_factory=list[int])
     # One entry a token, so their number bounds it; None ends the text.
     out: asyncio.Queue[int | ServiceError | None] = field(default_factory=asyncio.Queue[int | ServiceError | None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Read:
+    """Tokens of a branch to be read in a step."""
+
+    entry: _Entry
+    branch: _Branch
+    span: Span
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +94,7 @@ class _Step:
 
     moves: Sequence[tuple[int, int]]
     fresh: Sequence[int]
-    branches: Sequence[_Branch]
-    spans: Sequence[Span]
+    reads: Sequence[_Read]
     draws: Sequence[_Draw]
 
 
@@ -97,7 +113,7 @@ class TorchWriter:
         self._head = Head(checkpoint.model.embed_tokens.weight)
         self._pool = PagePool(int(kv_cache_gb * 1e9) // checkpoint.model.page_bytes)
         self._cache = checkpoint.model.make_cache(self._pool.num_pages)
-        self._piece = _PIECE if self._device.type == "cpu" else _CUDA_PIECE
+        self._piece = self._most_piece = _PIECE if self._device.type == "cpu" else _CUDA_PIECE
         self._waiting: deque[_Entry] = deque()
         self._live: list[_Entry] = []
         self._steps: asyncio.Task[None] | None = None
@@ -115,7 +131,8 @@ class TorchWriter:
     async def write(self, text: Text) -> AsyncGenerator[int, None]:
         """Yield the tokens of a text as they are drawn; see Writer. A text that does not fit beside others waits.
 
-        Raises InvalidRequestError when it could never fit, and WriteError when the network's numbers make no sense.
+        Raises InvalidRequestError when it could never fit, WriteError when the network's numbers make no sense, and
+        DeviceMemoryError when the device has no memory left for it.
         """
         entry = self._begin(text)
         try:
@@ -151,10 +168,10 @@ class TorchWriter:
         self._force(entry)
         return entry
 
-    def _go_on(self, entry: _Entry, token: int | None) -> None:
-        """Write the token drawn, and those that follow from it."""
-        if token is None:
-            self._end(entry, WriteError("the planner's logits are not numbers; another dtype may help"))
+    def _go_on(self, entry: _Entry, token: int | ServiceError) -> None:
+        """Write the token drawn, and those that follow from it; or end the text with what came of its step."""
+        if isinstance(token, ServiceError):
+            self._end(entry, token)
             return
         try:
             self._write(entry, token)
@@ -196,8 +213,8 @@ class TorchWriter:
             while self._admit():
                 step = self._plan()
                 try:
-                    drawn = await self._worker.run(self._take, step)
-                except ServiceError as error:  # the device has no memory left, say
+                    outcomes = await self._worker.run(self._take, step)
+                except ServiceError as error:  # the device has no memory left even for the draws, say
                     for entry in list(self._live):
                         self._end(entry, error)
                     continue
@@ -206,7 +223,7 @@ class TorchWriter:
                     for entry in list(self._live):
                         self._end(entry, WriteError(f"a step of the planner failed: {type(error).__name__}"))
                     continue
-                for entry, token in zip([wanted.entry for wanted in step.draws], drawn, strict=True):
+                for entry, token in outcomes.items():
                     if entry in self._live:
                         self._go_on(entry, token)
         finally:
@@ -224,20 +241,21 @@ class TorchWriter:
     def _plan(self) -> _Step:
         """Fix what the next step reads, and take the pages for it."""
         moves = self._pool.compact(_MOST_MOVES)
-        unread = [branch for entry in self._live for branch in entry.branches if branch.unread]
-        chosen = [(branch, 1) for branch in unread if len(branch.unread) == 1]
-        room = self._piece
-        for branch in unread:
+        unread = [(entry, branch) for entry in self._live for branch in entry.branches if branch.unread]
+        chosen = [(entry, branch, 1) for entry, branch in unread if len(branch.unread) == 1]
+        room = self._piece = min(self._most_piece, self._piece + 1 + self._piece // _GROWTH)
+        for entry, branch in unread:
             count = min(room, len(branch.unread))
             if len(branch.unread) > 1 and count:
-                chosen.append((branch, count))
+                chosen.append((entry, branch, count))
                 room -= count
         fresh: list[int] = []
-        spans: list[Span] = []
-        for branch, count in chosen:
+        reads: list[_Read] = []
+        for entry, branch, count in chosen:
             fresh += self._pool.grow(branch, branch.length + count)
             tokens, branch.unread = tuple(branch.unread[:count]), branch.unread[count:]
-            spans.append(Span(tokens=tokens, start=branch.length, pages=tuple(branch.pages)))
+            span = Span(tokens=tokens, start=branch.length, pages=tuple(branch.pages))
+            reads.append(_Read(entry=entry, branch=branch, span=span))
             branch.length += count
         draws: list[_Draw] = []
         for entry in self._live:
@@ -245,28 +263,45 @@ class TorchWriter:
                 allowed = entry.constraint.allowed
                 assert allowed is not None
                 draws.append(_Draw(entry=entry, allowed=allowed, written=tuple(entry.written)))
-        return _Step(moves=moves, fresh=fresh, branches=[branch for branch, _ in chosen], spans=spans, draws=draws)
+        return _Step(moves=moves, fresh=fresh, reads=reads, draws=draws)
 
     @torch.inference_mode()
-    def _take(self, step: _Step) -> list[int | None]:
-        """Take a step; returns the tokens drawn, None where the logits are of no use."""
+    def _take(self, step: _Step) -> dict[_Entry, int | ServiceError]:
+        """Take a step; returns the tokens drawn, and why texts cannot go on."""
         self._cache.move(step.moves)
         self._cache.clear(step.fresh)
-        for branch, hidden in zip(step.branches, self._model.read(self._cache, step.spans), strict=True):
-            branch.hidden = hidden
-        by_set: dict[TokenSet, list[int]] = {}
-        for index, wanted in enumerate(step.draws):
-            by_set.setdefault(wanted.allowed, []).append(index)
-        drawn: dict[int, int | None] = {}
-        for allowed, indices in by_set.items():
-            drawn |= zip(indices, self._choose([step.draws[index] for index in indices], allowed), strict=True)
-        if not drawn and self._device.type == "cuda":
+        outcomes: dict[_Entry, int | ServiceError] = {}
+        found = self._read([read.span for read in step.reads])
+        for read, hidden in zip(step.reads, found, strict=True):
+            read.branch.hidden = hidden
+            if hidden is None:
+                outcomes[read.entry] = DeviceMemoryError(_NO_MEMORY, retry_after_s=1.0)
+        by_set: dict[TokenSet, list[_Draw]] = {}
+        for wanted in step.draws:
+            if wanted.entry not in outcomes:
+                by_set.setdefault(wanted.allowed, []).append(wanted)
+        for allowed, draws in by_set.items():
+            for wanted, token in zip(draws, self._choose(draws, allowed), strict=True):
+                outcomes[wanted.entry] = WriteError(_NO_NUMBERS) if token is None else token
+        if not by_set and self._device.type == "cuda":
             # Else the host runs steps ahead of the device, and a cancel comes late.
             torch.cuda.synchronize(self._device)
-        return [drawn[index] for index in range(len(step.draws))]
+        return outcomes
+
+    def _read(self, spans: Sequence[Span]) -> list[Tensor | None]:
+        """Read spans, in halves where they are too many for the memory; None for one too large by itself."""
+        with suppress(torch.OutOfMemoryError):
+            return list(self._model.read(self._cache, spans))
+        # The error has been let go, and with it the tensors of its frames.
+        torch.cuda.empty_cache()
+        tokens = sum(len(span.tokens) for span in spans)
+        self._piece = max(_LEAST_PIECE, min(self._piece, tokens) // 2)
+        _log.warning("step_ran_out_of_memory", spans=len(spans), tokens=tokens, piece=self._piece)
+        half = len(spans) // 2
+        return [*self._read(spans[:half]), *self._read(spans[half:])] if half else [None]
 
     def _choose(self, draws: Sequence[_Draw], allowed: TokenSet) -> list[int | None]:
-        """Draw a token for each of several texts that may go on with the same ones."""
+        """Draw a token for each of several texts that may go on with the same ones; None where logits are of no use."""
         hidden = [branch.hidden for wanted in draws for branch in wanted.entry.branches]
         logits = self._head.score(torch.stack([row for row in hidden if row is not None]), allowed)
         lasts = [number - 1 for number in accumulate(len(wanted.entry.branches) for wanted in draws)]
