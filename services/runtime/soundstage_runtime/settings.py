@@ -35,7 +35,7 @@ class StageSettings(ServerSettings):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto, cpu or cuda:0; auto is the first CUDA device, or the CPU",
+        description="auto, cpu or cuda:0; auto is the first card that torch has kernels for, or the CPU",
     )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field("auto", description="arithmetic type")
     gpu_memory: Annotated[str, AfterValidator(_check_memory)] = Field(
