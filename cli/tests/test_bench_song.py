@@ -1,25 +1,50 @@
-"""soundstage bench song: three ways to make the same song, measured side by side."""
+"""soundstage bench song: three ways to make the same song, and several songs that overlap, measured side by side."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from soundstage_cli.bench.command import app
-from soundstage_cli.bench.song import BASELINE, ONE_PROCESS, OURS, Run, summarize
+from soundstage_cli.bench.report import Spread
+from soundstage_cli.bench.song import BASELINE, IN_TURN, ONE_PROCESS, OURS, OVERLAPPING, Run, Way, clock
+from soundstage_cli.bench.song_report import summarize
 
 
 def test_measures_a_tiny_song_made_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    options = ["--size", "tiny", "--seconds", "2", "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]
-    done = CliRunner().invoke(app, ["song", *options])
+    options = ["--size", "tiny", "--seconds", "2", "--rounds", "1", "--threads", "1", "--together", "2"]
+    done = CliRunner().invoke(app, ["song", *options, "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "song-tiny.json").read_text())
-    assert [run["engine"] for run in report["runs"]] == [BASELINE, ONE_PROCESS, OURS]
-    assert all(0 < run["first_audio_s"] <= run["song_s"] for run in report["runs"])
+    assert [run["engine"] for run in report["runs"]] == [BASELINE, ONE_PROCESS, OURS, IN_TURN, OVERLAPPING]
+    assert all(0 < run["first_audio_s"] <= run["song_s"] for run in report["runs"][:3])
+    assert [one["times_in_turn"] is None for one in report["summaries"]] == [True] * 4 + [False]
     assert (tmp_path / "song-tiny.png").read_bytes().startswith(b"\x89PNG")
     assert "a whole song" in done.output
+
+
+@pytest.mark.parametrize(("is_overlapping", "what_follows"), [(False, "1 done"), (True, "2 ordered")])
+async def test_a_song_is_ordered_when_the_one_before_is_done_or_heard(is_overlapping: bool, what_follows: str) -> None:
+    told: list[str] = []
+
+    async def tell(what: str) -> None:
+        told.append(what)
+        for _ in range(9):  # a song that does not wait for this one has its turn
+            await asyncio.sleep(0)
+
+    async def make(duration_s: int, seed: int) -> AsyncIterator[int]:
+        await tell(f"{seed} ordered")
+        told.append(f"{seed} heard")
+        yield duration_s * 48_000
+        await tell(f"{seed} played")
+        told.append(f"{seed} done")
+
+    await clock("fake", Way(make=make, num_songs=2, is_overlapping=is_overlapping), 1, 1)
+    assert told[:4] == ["1 ordered", "1 heard", "1 played", what_follows]
 
 
 def test_a_songs_ratios_are_taken_within_a_round() -> None:
@@ -27,11 +52,14 @@ def test_a_songs_ratios_are_taken_within_a_round() -> None:
     runs = [
         Run(engine=name, duration_s=9, round=number, song_s=taken_s * number, first_audio_s=1.0)
         for number in (1, 2)
-        for name, taken_s in ((BASELINE, 6.0), (ONE_PROCESS, 4.0), (OURS, 3.0))
+        for name, taken_s in ((BASELINE, 6.0), (ONE_PROCESS, 4.0), (OURS, 3.0), (IN_TURN, 3.5), (OVERLAPPING, 2.8))
     ]
-    ours = summarize(runs)[2]
+    *_, ours, in_turn, overlapping = summarize(runs)
     assert (ours.times_baseline.least, ours.times_baseline.most) == (2.0, 2.0)
     assert (ours.share_of_one_process.least, ours.share_of_one_process.most) == (0.75, 0.75)
+    assert ours.times_in_turn is None
+    assert in_turn.times_in_turn is None
+    assert overlapping.times_in_turn == Spread(median=1.25, least=1.25, most=1.25)
 
 
 def test_refuses_a_song_of_a_size_it_does_not_know() -> None:

@@ -204,20 +204,14 @@ def song(
     seconds: Annotated[list[int] | None, typer.Option(min=1, max=600, help="length of a song; may be repeated")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="of each process")] = 2,
+    together: Annotated[int, typer.Option(min=0, help="songs in turn, and overlapping; 0 for neither")] = 0,
 ) -> None:
     """Measure a whole song without a planner, against diffusers' pipeline and against our modules in one process."""
-    from soundstage_cli.bench.song import (  # torch and diffusers take seconds to import
-        SIZES,
-        Plan,
-        Run,
-        make_table,
-        measure,
-        summarize,
-        write_report,
-    )
+    from soundstage_cli.bench.song import SIZES, Plan, Run, measure  # torch and diffusers take seconds to import
+    from soundstage_cli.bench.song_report import make_table, summarize, write_report
 
     _check_choices({"--size": (size, SIZES)})
-    plan = Plan(size=size, durations_s=seconds or [60, 120], rounds=rounds, threads=threads)
+    plan = Plan(size=size, durations_s=seconds or [60, 120], rounds=rounds, threads=threads, together=together)
     console = Console(stderr=True)
     runs: list[Run] = []
 

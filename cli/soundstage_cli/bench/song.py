@@ -1,29 +1,31 @@
 """How long a whole song takes from words to sound, without a planner: three ways over the same random weights.
 
 Diffusers' pipeline; our own modules in one process, which answers the song when all of it is decoded, as pipelines do;
-and our processes over gRPC, which stream it. Rounds alternate, and a ratio is taken within each round.
+and our processes over gRPC, which stream it. Several songs take our processes in turn, each ordered when the one before
+it is done, or overlapping, each ordered when the one before it is first heard: that one is still decoded then, while
+the next is denoised. Rounds alternate, and a ratio is taken within each round.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import grpc.aio
 import numpy as np
 import torch
 from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from numpy.typing import NDArray
-from rich.table import Table
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOptions
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
-from soundstage_cli.bench.report import Spread, name_machine, spread, write_figures
 from soundstage_cli.models import Models
 from soundstage_cli.stack import Stack
 from soundstage_cli.tiny.dit import MID, TINY, write_diffusers, write_original
@@ -39,15 +41,14 @@ from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.tiling import window_lengths
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 BASELINE: Final = "diffusers"
 ONE_PROCESS: Final = "one process"
 OURS: Final = "soundstage"
+IN_TURN: Final = "several in turn"
+OVERLAPPING: Final = "several overlapping"
+STEPS: Final = 8
 _CAPTION: Final = "a slow waltz for piano and strings"
 _LYRICS: Final = "[verse]\nthe river runs\n[chorus]\nand we run with it"
-_STEPS: Final = 8
 _FRAMES_PER_S: Final = 25
 _SIZES: Final = {"mid": (MID, 32, (1, 2, 4, 8, 16)), "tiny": (TINY, 8, (1, 1, 1, 1, 1))}
 SIZES: Final = tuple(_SIZES)
@@ -61,11 +62,12 @@ class Plan:
     durations_s: Sequence[int]
     rounds: int
     threads: int
+    together: int  # songs in turn and overlapping; 0 for neither
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How long a song took, and its first audio."""
+    """How long a song took, and its first audio; of several, the time of all by their number, and the mean wait."""
 
     engine: str
     duration_s: int
@@ -81,6 +83,15 @@ Make = Callable[[int, int], AsyncIterator[int]]
 """Make a song of so many seconds from a seed, and yield the number of audio frames as they come."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How songs are made, how many, and whether each is ordered when the one before it is first heard, not done."""
+
+    make: Make
+    num_songs: int = 1
+    is_overlapping: bool = False
+
+
 async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list[Run]]:
     """Yield the runs of each round, the baseline first."""
     with TemporaryDirectory() as folder:
@@ -93,17 +104,21 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
         await stack.start()
         try:
             async with grpc.aio.insecure_channel(stack.target) as channel:
-                engines: dict[str, Make] = {
-                    BASELINE: await _open_diffusers(pipeline, worker),
-                    ONE_PROCESS: await _open_one_process(models, worker),
-                    OURS: _open_soundstage(channel),
+                ours = _open_soundstage(channel)
+                ways = {
+                    BASELINE: Way(make=await _open_diffusers(pipeline, worker)),
+                    ONE_PROCESS: Way(make=await _open_one_process(models, worker)),
+                    OURS: Way(make=ours),
                 }
+                if plan.together:
+                    ways[IN_TURN] = Way(make=ours, num_songs=plan.together)
+                    ways[OVERLAPPING] = Way(make=ours, num_songs=plan.together, is_overlapping=True)
                 # A rehearsal first: memory is taken, and kernels are made, at first use.
                 for number in range(plan.rounds + 1):
                     runs = [
-                        await _clock(engine, duration_s, number, make)
+                        await clock(engine, way, duration_s, number)
                         for duration_s in plan.durations_s
-                        for engine, make in engines.items()
+                        for engine, way in ways.items()
                     ]
                     tell(f"{f'round {number}' if number else 'rehearsal'}: {'; '.join(map(str, runs))}")
                     if number:
@@ -132,7 +147,7 @@ async def _open_diffusers(folder: Path, worker: Worker) -> Make:
             prompt=_CAPTION,
             lyrics=_LYRICS,
             audio_duration=float(duration_s),
-            num_inference_steps=_STEPS,
+            num_inference_steps=STEPS,
             guidance_scale=1.0,
             generator=torch.Generator().manual_seed(seed),
             return_dict=False,
@@ -181,7 +196,7 @@ def _open_soundstage(channel: grpc.aio.Channel) -> Make:
             lyrics=_LYRICS,
             metadata=SongMetadata(duration_s=duration_s),
             planner=PlannerOptions(enabled=False),
-            diffusion=DiffusionOptions(steps=_STEPS),
+            diffusion=DiffusionOptions(steps=STEPS),
             seeds=[seed],
         )
         async for event in SongServiceStub(channel).GenerateSong(request):
@@ -191,85 +206,24 @@ def _open_soundstage(channel: grpc.aio.Channel) -> Make:
     return make
 
 
-async def _clock(engine: str, duration_s: int, number: int, make: Make) -> Run:
+async def clock(engine: str, way: Way, duration_s: int, number: int) -> Run:
+    """Make a way's songs once, with seeds from the round's number on."""
+    waits_s: list[float] = []
+
+    async def hear(seed: int, is_heard: asyncio.Event) -> None:
+        ordered_s, num_frames = time.perf_counter(), 0
+        async for count in way.make(duration_s, seed):
+            if not num_frames:
+                waits_s.append(time.perf_counter() - ordered_s)
+                is_heard.set()
+            num_frames += count
+        assert num_frames == duration_s * 48_000, f"{engine} made {num_frames} frames"
+
     started_s = time.perf_counter()
-    first_s, num_frames = 0.0, 0
-    async for count in make(duration_s, number):
-        first_s = first_s or time.perf_counter() - started_s
-        num_frames += count
-    song_s = time.perf_counter() - started_s
-    assert num_frames == duration_s * 48_000, f"{engine} made {num_frames} frames"
-    return Run(engine=engine, duration_s=duration_s, round=number, song_s=song_s, first_audio_s=first_s)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """How long an engine takes for a song; ratios are to the baseline and to one process in the same round."""
-
-    engine: str
-    duration_s: int
-    song_s: Spread
-    first_audio_s: Spread
-    times_baseline: Spread
-    share_of_one_process: Spread
-
-
-def summarize(runs: Sequence[Run]) -> list[Summary]:
-    """Sum up the rounds."""
-    took = {(run.engine, run.duration_s, run.round): run.song_s for run in runs}
-    summaries: list[Summary] = []
-    for engine, duration_s in dict.fromkeys((run.engine, run.duration_s) for run in runs):
-        own = [run for run in runs if (run.engine, run.duration_s) == (engine, duration_s)]
-        summaries.append(
-            Summary(
-                engine=engine,
-                duration_s=duration_s,
-                song_s=spread([run.song_s for run in own]),
-                first_audio_s=spread([run.first_audio_s for run in own]),
-                times_baseline=spread([took[BASELINE, duration_s, run.round] / run.song_s for run in own]),
-                share_of_one_process=spread([run.song_s / took[ONE_PROCESS, duration_s, run.round] for run in own]),
-            )
-        )
-    return summaries
-
-
-def make_table(summaries: Sequence[Summary]) -> Table:
-    """Lay the figures out for people."""
-    table = Table(title="a whole song: median (least–most)")
-    headings = (
-        "way",
-        "song, s",
-        "took, s",
-        "first audio, s",
-        f"times as fast as {BASELINE}",
-        f"share of {ONE_PROCESS}",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "way" else "right")
-    for one in summaries:
-        figures = (one.song_s, one.first_audio_s, one.times_baseline, one.share_of_one_process)
-        table.add_row(one.engine, str(one.duration_s), *map(str, figures))
-    return table
-
-
-def write_report(folder: Path, plan: Plan, runs: Sequence[Run]) -> list[Path]:
-    """Write song-SIZE.json, and a picture where matplotlib is installed; returns the files."""
-    summaries = summarize(runs)
-    report = {
-        "machine": name_machine("cpu", plan.threads),
-        "size": plan.size,
-        "steps": _STEPS,
-        "dtype": "float32",
-        "summaries": [asdict(summary) for summary in summaries],
-        "runs": [asdict(run) for run in runs],
-    }
-    return write_figures(folder, f"song-{plan.size}", report, lambda figure: _draw(figure, summaries))
-
-
-def _draw(figure: "Figure", summaries: Sequence[Summary]) -> None:
-    axes = figure.subplots()
-    labels = [f"{one.engine}\n{one.duration_s} s" for one in summaries]
-    axes.bar(labels, [one.song_s.median for one in summaries], color="tab:blue", label="whole song")
-    axes.bar(labels, [one.first_audio_s.median for one in summaries], color="tab:orange", label="until first audio")
-    axes.set(ylabel="seconds")
-    axes.legend()
+    async with asyncio.TaskGroup() as songs:
+        for seed in range(number, number + way.num_songs):
+            is_heard = asyncio.Event()
+            song = songs.create_task(hear(seed, is_heard))
+            await (is_heard.wait() if way.is_overlapping else song)
+    song_s = (time.perf_counter() - started_s) / way.num_songs
+    return Run(engine=engine, duration_s=duration_s, round=number, song_s=song_s, first_audio_s=fmean(waits_s))
