@@ -69,7 +69,7 @@ async def main(settings: DitSettings) -> None:
         max_duration_s=settings.max_duration_s,
         max_kept_bytes=round(settings.max_kept_gb * 1e9),
     )
-    await serve(settings, services, warm_up=warm_up)
+    await serve(settings, services, warm_up=partial(warm_up, models=cards))
     engine.close()
 
 

@@ -64,6 +64,7 @@ from soundstage_runtime.tensors import latent_chunks
 from soundstage_runtime.validation import Checks
 
 if TYPE_CHECKING:
+    from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceAsyncStub
     from soundstage_dit.adapters import Loan
 
 _ADAPTER_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -285,17 +286,24 @@ def offer(
     return offer_stage("dit", service, models=models, device=device, admission=admission, max_duration_s=max_duration_s)
 
 
-async def warm_up(channel: grpc.aio.Channel) -> None:
-    """Make a song of one code and one step through the channel, and tokenize it."""
+async def warm_up(channel: grpc.aio.Channel, models: Sequence[StageModel]) -> None:
+    """Make a song of one code and one step with each model, the default one last, and tokenize it."""
     dit = DitServiceStub(channel)
+    for model in reversed(models):
+        await _make_and_tokenize(dit, model.model_fingerprint)
+
+
+async def _make_and_tokenize(dit: "DitServiceAsyncStub", model_fingerprint: str) -> None:
     setup = DenoiseSetup(
+        model_fingerprint=model_fingerprint,
         caption="silence",
         lyrics=INSTRUMENTAL,
         codes=[0],
         latent_frames=5,
         options=DiffusionOptions(steps=1),
     )
-    parts = [TokenizeRequest(setup=TokenizeSetup(latent_frames=setup.latent_frames))]
+    announced = TokenizeSetup(latent_frames=setup.latent_frames, model_fingerprint=model_fingerprint)
+    parts = [TokenizeRequest(setup=announced)]
     async for response in dit.Denoise(iter([DenoiseRequest(setup=setup)])):
         if response.HasField("latents"):
             parts.append(TokenizeRequest(latents=response.latents))

@@ -28,7 +28,7 @@ from soundstage_dit.song import Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.tensors import from_proto, to_proto
 
-from .conftest import Serving, card_of
+from .conftest import TURBO, Serving, card_of
 
 if TYPE_CHECKING:
     from soundstage.stage.v1.dit_service_pb2_grpc import DitServiceAsyncStub
@@ -118,7 +118,7 @@ async def test_progress_comes_once_a_step_and_then_the_latents_in_order(engine: 
 async def test_warm_up_goes_through(engine: DitEngine) -> None:
     serving = Serving(engine)
     async with serving:
-        await warm_up(serving.channel)
+        await warm_up(serving.channel, [TURBO])
     assert engine.num_songs == 0
 
 

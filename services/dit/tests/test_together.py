@@ -1,7 +1,11 @@
 """All songs in one sequence, as a GPU has them: who sees whom, and one compiled function that gives the same."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.fx import GraphModule
 from torch.nn.attention.flex_attention import flex_attention
 
+from soundstage_dit.engine import DitEngine
 from soundstage_dit.model.adapter import Adaptation, LowRank
 from soundstage_dit.model.attention import attend_near, attend_to_all
 from soundstage_dit.model.dit import Dit
 from soundstage_dit.model.together import lay_out, see
+from soundstage_dit.servicer import warm_up
+from soundstage_dit.song import Guidance
 from soundstage_dit.weights import LoadedModel
+from soundstage_runtime.worker import Worker
+
+from .conftest import Serving, card_of
+from .test_engine import finish, song_of
 
 CPU = torch.device("cpu")
 BLOCK = 128
@@ -145,3 +157,38 @@ def test_where_the_compiler_fails_the_layers_run_as_they_are(
         for found, expected in zip(dit(*songs), model.dit(*songs), strict=True):
             torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
     assert capsys.readouterr().out.count("compile_failed") == 1
+
+
+class Counting:
+    """A compiler that leaves programs as they are, and counts them."""
+
+    def __init__(self) -> None:
+        self.num_programs = 0
+
+    def __call__(self, program: GraphModule, _: object) -> Callable[..., Any]:
+        self.num_programs += 1
+        return program.forward
+
+
+async def test_no_song_pays_for_a_program_after_the_warm_up(
+    model: LoadedModel, xl_model: LoadedModel, fresh: None
+) -> None:
+    compiler = Counting()
+    models = [replace(each, dit=deepcopy(each.dit)) for each in (model, xl_model)]
+    for each in models:
+        each.dit.compile_layers(backend=compiler)
+    engine = DitEngine(models, Worker("dit"))
+    cards = list(map(card_of, models))
+    serving = Serving(engine, models=cards)
+    async with serving:
+        await warm_up(serving.channel, cards)
+        assert compiler.num_programs == 2  # the two have unlike widths
+        for each, scale in product(models, (1.0, 3.0)):
+            diffusion = replace(song_of(1, steps=1).diffusion, guidance=Guidance(scale=scale))
+            for together in ([1], [600, 9, 40]):
+                songs = [song_of(frames, steps=1, seed=3) for frames in together]
+                wanted = [replace(song, model=each.model_fingerprint, diffusion=diffusion) for song in songs]
+                await asyncio.gather(*(finish(engine, song) for song in wanted))
+    engine.close()
+    assert all(each.dit.is_compiled for each in models)
+    assert compiler.num_programs == 2

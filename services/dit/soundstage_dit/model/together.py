@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic as mark_dynamic
-from torch.fx.experimental import _config as compiler
+from torch.fx.experimental import _config
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from soundstage_dit.model.attention import Rotation, rotate
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from soundstage_dit.model.dit import DitLayer
 
 _BLOCK: Final = 128
+_SETTINGS: Any = _config  # of the compiler, without types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +81,10 @@ def see(queries: Tensor, keys: Tensor, window: int | None, device: torch.device)
 
 def compile_layer(backend: str | Callable[..., Any]) -> Callable[..., Tensor]:
     """Return `run_layer` compiled, by `backend`, for songs of any number and length."""
-    # Else lengths that are equal the first time would have to be so for ever.
-    setattr(compiler, "use_duck_shape", False)  # noqa: B010 - the setting has no type
-    return torch.compile(run_layer, dynamic=True, backend=backend)
+    compiled = torch.compile(run_layer, dynamic=True, backend=backend)
+    # Else lengths that are equal the first time would have to be so for ever. It is set around each call: torch keeps a
+    # setting for the context that it was made in, and each call of the worker has its own.
+    return _SETTINGS.patch(use_duck_shape=False)(compiled)
 
 
 def run_layer(
