@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
+from soundstage_budget.engine_choice import can_compile
 from soundstage_budget.models import BYTES, VaeModel
 from soundstage_budget.need import tile_bytes
 from soundstage_device.budget import pin_budget
-from soundstage_device.device import choose_device, choose_dtype, dtype_name
+from soundstage_device.device import choose_device, choose_dtype, describe_card, dtype_name
 from soundstage_device.worker import DeviceWorker
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.checkpoint import locate
@@ -40,6 +41,8 @@ async def main(settings: VaeSettings) -> None:
         settings = fit(settings, size, budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
     worker = DeviceWorker("vae")
     codec = await worker.run(Codec, folder, device=device, dtype=dtype, last_layers_fp32=settings.last_layers_fp32)
+    if settings.compile and can_compile(describe_card(device)):
+        await worker.run(codec.compile_snakes)
     windows, max_batch = await worker.run(plan, codec, size, settings)
     model = StageModel(
         name=Path(settings.model).name,

@@ -1,7 +1,7 @@
 """The Oobleck VAE on its device: tiles of one length at a time, numpy in and out."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from soundstage_runtime.score import CHANNELS, LATENT_CHANNELS, SAMPLE_RATE_HZ
 from soundstage_vae.decoder import Decoder, copy_to_host
 from soundstage_vae.encoder import Encoder
 from soundstage_vae.memory import first_that_fits
+from soundstage_vae.snake import compile_bend, put_bend
 
 _HOST: Final = torch.device("cpu")
 _HOST_PIECE_STEPS: Final = codec_piece_steps(on_card=False)
@@ -76,6 +77,15 @@ class Codec:
             self.decoder.tail.float()
         self._host: Decoder | None = None
         self._piece_steps = codec_piece_steps(on_card=device.type != "cpu")
+
+    def compile_snakes(self, backend: str | Callable[..., Any] = "inductor") -> bool:
+        """Have the snakes run by one compiled function from now on; returns whether the compiler could make it."""
+        halves = nn.ModuleList([self.encoder, self.decoder])
+        compiled = compile_bend(self.device, {weight.dtype for weight in halves.parameters()}, backend)
+        if compiled is None:
+            return False
+        put_bend(halves, compiled)
+        return True
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError, DeviceMemoryError."""

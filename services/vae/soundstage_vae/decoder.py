@@ -5,9 +5,10 @@ import math
 from typing import Final, cast
 
 import torch
-from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoder, Snake1d
+from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoder
 from torch import Tensor, nn
 
+from soundstage_vae.snake import bend, put_bend, swap_snakes
 from soundstage_vae.tiling import plan_tiles
 
 # The last two blocks, where a frame is 128 channels of 1920 samples, do most of the work on most of the memory.
@@ -15,30 +16,6 @@ _TAIL_BLOCKS: Final = 2
 # Steps of 8 samples that one sample can depend on, each side: 3 + 39 samples, then strides of 2 and 4. Nor does the
 # encoder's mirror image of the tail hear further.
 PIECE_CONTEXT: Final = 16
-
-
-class Snake(nn.Module):
-    """x + sin²(frequency x) · amplitude, of x [batch, channels, time], with one new tensor."""
-
-    def __init__(self, snake: Snake1d) -> None:
-        """Take a loaded layer's parameters, which are logarithms."""
-        super().__init__()
-        self.frequency = nn.Parameter(snake.alpha.exp(), requires_grad=False)
-        self.amplitude = nn.Parameter((snake.beta.exp() + 1e-9).reciprocal(), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply it."""
-        wave = torch.mul(x, self.frequency).sin_().square_()
-        return wave.mul_(self.amplitude).add_(x)
-
-
-def swap_snakes(module: nn.Module) -> None:
-    """Put Snake in the place of diffusers' own, which makes five tensors, all through a loaded module."""
-    for name, child in module.named_children():
-        if isinstance(child, Snake1d):
-            setattr(module, name, Snake(child))
-        else:
-            swap_snakes(child)
 
 
 class Decoder(nn.Module):
@@ -69,9 +46,14 @@ class Decoder(nn.Module):
 
 
 def copy_to_host(decoder: Decoder) -> Decoder:
-    """Copy a decoder to the host in float32, and nothing to its own device, which may be full."""
+    """Copy a decoder to the host in float32, and nothing to its own device, which may be full.
+
+    The copy's snakes are not compiled.
+    """
     memo: dict[int, object] = {
         id(weight): nn.Parameter(weight.detach().to("cpu", torch.float32), requires_grad=False)
         for weight in decoder.parameters()
     }
-    return copy.deepcopy(decoder, memo)
+    host = copy.deepcopy(decoder, memo)
+    put_bend(host, bend)
+    return host

@@ -7,7 +7,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckEncoder
 from torch import Tensor, nn
 
-from soundstage_vae.decoder import PIECE_CONTEXT, swap_snakes
+from soundstage_vae.decoder import PIECE_CONTEXT
+from soundstage_vae.snake import swap_snakes
 from soundstage_vae.tiling import plan_tiles
 
 # The first two blocks, where a frame is 128 channels of 1920 samples, do most of the work on most of the memory.

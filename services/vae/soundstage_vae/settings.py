@@ -27,3 +27,6 @@ class VaeSettings(StageSettings):
     last_layers_fp32: bool = Field(
         False, description="let the decoder's last layers work in float32 whatever the dtype"
     )
+    compile: bool = Field(
+        True, description="on a GPU, run what is between the convolutions by one compiled function, made at the start"
+    )

@@ -14,8 +14,11 @@ def test_reads_the_environment_and_flags_go_first(monkeypatch: pytest.MonkeyPatc
 def test_leaves_windows_and_batches_to_the_device() -> None:
     settings = load_settings(VaeSettings, ["--model", "x"])
     assert (settings.window_frames, settings.max_batch_tiles, settings.last_layers_fp32) == ("auto", "auto", False)
-    settings = load_settings(VaeSettings, ["--model", "x", "--max-batch-tiles", "2", "--last-layers-fp32"])
-    assert (settings.max_batch_tiles, settings.last_layers_fp32) == (2, True)
+    assert settings.compile
+    settings = load_settings(
+        VaeSettings, ["--model", "x", "--max-batch-tiles", "2", "--last-layers-fp32", "--no-compile"]
+    )
+    assert (settings.max_batch_tiles, settings.last_layers_fp32, settings.compile) == (2, True, False)
 
 
 def test_names_a_window_too_short_for_its_context(capsys: pytest.CaptureFixture[str]) -> None:
