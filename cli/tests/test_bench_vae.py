@@ -35,7 +35,9 @@ def test_ratios_of_decoding_are_taken_within_a_round() -> None:
 
 
 def test_both_codecs_decode_the_same_audio() -> None:
-    plan = Plan(size="tiny", duration_s=1, windows=[64], rounds=1, threads=1, device="cpu", dtype="float32")
+    plan = Plan(
+        size="tiny", duration_s=1, windows=[64], rounds=1, threads=1, device="cpu", dtype="float32", is_compiled=False
+    )
     theirs, ours = make_both(plan)
     latents = np.random.default_rng(1).standard_normal((8, 64)).astype(np.float32)
     with torch.inference_mode():

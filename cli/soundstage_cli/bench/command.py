@@ -109,6 +109,7 @@ def vae(
     threads: Annotated[int, typer.Option(min=1, help="of the CPU")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    compiled: Annotated[bool | None, typer.Option(help="measure ours compiled too; without it, on cuda only")] = None,
 ) -> None:
     """Measure how long a song's decoding takes, against diffusers' own tiled decode with the same weights."""
     from soundstage_cli.bench.vae import (  # torch and diffusers take seconds to import
@@ -131,6 +132,7 @@ def vae(
         threads=threads,
         device=device,
         dtype=dtype,
+        is_compiled=device != "cpu" if compiled is None else compiled,
     )
     _run_rounds(measure, plan, lambda runs: make_table(summarize(runs)), partial(write_report, output, plan))
 

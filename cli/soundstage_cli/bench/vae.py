@@ -5,6 +5,7 @@ Rounds alternate, so that whatever else the machine does befalls both alike, and
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 BASELINE: Final = "diffusers"
 OURS: Final = "soundstage"
+OURS_COMPILED: Final = "soundstage, compiled"
 _FRAMES_PER_S: Final = 25
 _FIRST_WINDOW: Final = 32
 SIZES: Final = {"real": (128, (1, 2, 4, 8, 16)), "tiny": (8, (1, 1, 1, 1, 1))}  # channels, and multiples of them
@@ -42,6 +44,7 @@ class Plan:
     threads: int
     device: str
     dtype: str
+    is_compiled: bool  # ours too, compiled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +85,17 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
     def decode_theirs() -> Iterator[object]:
         yield theirs.decode(columns).sample.float().cpu()
 
+    codecs = {OURS: ours}
+    if plan.is_compiled:
+        tell("compiling")
+        codecs[OURS_COMPILED] = deepcopy(ours)
+        if not codecs[OURS_COMPILED].compile_snakes():
+            tell(f"{OURS_COMPILED} is left out: the compiler failed, as the log says")
+            del codecs[OURS_COMPILED]
     engines: dict[str, Decode] = {BASELINE: decode_theirs}
     for window in plan.windows:
-        engines[f"{OURS}, windows to {window}"] = _decoding(ours, latents, window)
+        for name, codec in codecs.items():
+            engines[f"{name}, windows to {window}"] = _decoding(codec, latents, window)
     # A rehearsal first: memory is taken, and kernels are made, at first use.
     for number in range(plan.rounds + 1):
         runs = [_clock(name, number, decode) for name, decode in engines.items()]
