@@ -29,7 +29,7 @@ async def choose_models(stages: Stages, order: Order) -> dict[Stage.ValueType, s
                 known = ", ".join(sorted(loaded)) or "none is loaded"
                 checks.refuse(
                     f"adapters[{index}].name",
-                    f"is {use.name!r}; must be an adapter that is loaded for the model: {known}",
+                    f"is {use.name[:64]!r}; must be an adapter that is loaded for the model: {known}",
                 )
     checks.finish()
     return fingerprints

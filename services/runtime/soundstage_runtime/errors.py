@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpc
 import grpc.aio
@@ -13,6 +13,10 @@ from google.rpc.status_pb2 import Status
 
 DOMAIN = "soundstage"
 _DETAILS_KEY = "grpc-status-details-bin"
+# Clients refuse an answer with more than 8 KiB of metadata, where bytes take four thirds of their size, or three times.
+_MAX_MESSAGE_BYTES: Final = 500
+_MAX_VALUE_BYTES: Final = 300
+_MAX_VIOLATIONS_BYTES: Final = 3000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,23 +100,21 @@ def check_fingerprint(wanted: str, loaded: str) -> None:
 
 
 def to_status(error: ServiceError) -> Status:
-    """Write an error as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they apply."""
+    """Write an error as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they apply.
+
+    What is long is cut, and says so.
+    """
+    metadata = {key: _cut(value, _MAX_VALUE_BYTES) for key, value in error.metadata.items()}
     details: list[ErrorInfo | BadRequest | RetryInfo] = [
-        ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+        ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     ]
     if error.violations:
-        details.append(
-            BadRequest(
-                field_violations=[
-                    BadRequest.FieldViolation(field=v.field, description=v.description) for v in error.violations
-                ]
-            )
-        )
+        details.append(_write_violations(error.violations))
     if error.retry_after_s is not None:
         delay = Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
         details.append(RetryInfo(retry_delay=delay))
-    status = Status(code=error.code.value[0], message=error.message)
+    status = Status(code=error.code.value[0], message=_cut(error.message, _MAX_MESSAGE_BYTES))
     for detail in details:
         packed = AnyMessage()
         packed.Pack(detail)
@@ -120,10 +122,28 @@ def to_status(error: ServiceError) -> Status:
     return status
 
 
+def _write_violations(violations: Sequence[Violation]) -> BadRequest:
+    """Write the first violations, and behind them how many more there are."""
+    bad = BadRequest()
+    for index, violation in enumerate(violations):
+        field, description = (_cut(text, _MAX_VALUE_BYTES) for text in (violation.field, violation.description))
+        if bad.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            bad.field_violations.add(field=field, description=f"is one of {len(violations) - index} more that are bad")
+            break
+        bad.field_violations.add(field=field, description=description)
+    return bad
+
+
+def _cut(text: str, max_bytes: int) -> str:
+    kept = text.encode()[:max_bytes].decode(errors="ignore")
+    return text if kept == text else f"{kept}… and {len(text) - len(kept)} more characters"
+
+
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ServiceError) -> NoReturn:
     """End a call with the error's status and details."""
-    details = to_status(error).SerializeToString()
-    await context.abort(error.code, error.message, trailing_metadata=((_DETAILS_KEY, details),))
+    status = to_status(error)
+    details = ((_DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(error.code, status.message, trailing_metadata=details)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

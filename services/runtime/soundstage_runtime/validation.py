@@ -26,6 +26,7 @@ from soundstage_runtime.text import control_tokens
 MAX_CAPTION_CHARS = 2048
 MAX_LYRICS_CHARS = 8192
 MAX_STEPS: Final = 200
+MAX_ADAPTERS: Final = 16
 MAX_ADAPTER_SCALE: Final = 2
 MAX_PAD_S: Final = 300  # that a repaint may reach beyond its source
 
@@ -162,7 +163,9 @@ class Checks:
                 return
 
     def adapters(self, adapters: Sequence[AdapterUse], *, field: str) -> None:
-        """Keep adapters named, each once, and their scales in range."""
+        """Keep adapters few and named, each once, and their scales in range."""
+        if self._too_many(field, adapters, MAX_ADAPTERS):
+            return
         names = [use.name for use in adapters]
         for index, name in enumerate(names):
             if not name:
@@ -207,6 +210,8 @@ class Checks:
             self.refuse(f"{field}.end_s", f"is {window.end_s:g}; must be above start_s, {window.start_s:g}")
 
     def _tracks(self, field: str, tracks: Sequence[Track.ValueType]) -> None:
+        if self._too_many(field, tracks, len(Track.keys()) - 1):
+            return
         for index, track in enumerate(tracks):
             if track == TRACK_UNSPECIFIED:
                 self.refuse(f"{field}[{index}]", f"names none; must be one of {_names(Track)}")
@@ -225,6 +230,12 @@ class Checks:
             self.refuse(f"{field}.end", f"is {end:g}; must be at least start, {edit.start:g}")
         self._optional(edit, field, "averages", 1, 8)
         self._known(f"{field}.context", edit.context, EditContext)
+
+    def _too_many(self, field: str, entries: Sequence[object], max_entries: int) -> bool:
+        """Tell whether there are more than may be, which is then the one thing refused: a look at each takes long."""
+        if len(entries) > max_entries:
+            self.refuse(field, f"has {len(entries)} entries; at most {max_entries}")
+        return len(entries) > max_entries
 
     def _optional(self, message: Message, field: str, name: str, low: float, high: float) -> None:
         """Keep a number in [low, high] if it is set."""

@@ -1,4 +1,6 @@
+from base64 import b64encode
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -84,6 +86,18 @@ async def test_details_survive_the_wire() -> None:
     assert invalid.violations == INVALID.violations
     assert overloaded.metadata == {"limit": "4"}
     assert overloaded.retry_after_s == 1.25
+
+
+async def test_many_and_long_violations_reach_a_client_cut_to_what_metadata_may_take() -> None:
+    violations = [Violation(field=f"adapters[{n}].name", description="is " + "🎵" * 5_000) for n in range(1_000)]
+    error = await answer(InvalidRequestError(violations))
+    found = read_details(error).violations
+    [sent] = [value for _, value in error.trailing_metadata() or () if isinstance(value, bytes)]
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(quote(error.details() or "")) + len(b64encode(sent)) < 8 << 10
+    assert [violation.field for violation in found] == [violation.field for violation in violations[: len(found)]]
+    assert found[0].description == "is " + "🎵" * 74 + "… and 4926 more characters"
+    assert found[-1].description == f"is one of {1_001 - len(found)} more that are bad"
 
 
 async def test_a_stages_refusal_keeps_its_status_and_says_whose_it_was() -> None:

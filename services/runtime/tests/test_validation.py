@@ -6,6 +6,7 @@ import pytest
 
 from soundstage.type.v1.options_pb2 import (
     SAMPLER_SDE,
+    AdapterUse,
     DiffusionOptions,
     Guidance,
     Retake,
@@ -197,6 +198,16 @@ def test_a_bad_field_of_a_task_is_named(task: Task, field: str, description: str
     assert violations(checks) == {f"task.{field}": description}
 
 
+def test_more_entries_than_may_be_are_refused_by_their_number_alone() -> None:
+    checks = Checks()
+    checks.task(Task(complete=Complete(tracks=[TRACK_DRUMS] * 40_000)), field="task")
+    checks.adapters([AdapterUse()] * 17, field="adapters")
+    assert violations(checks) == {
+        "task.complete.tracks": "has 40000 entries; at most 12",
+        "adapters": "has 17 entries; at most 16",
+    }
+
+
 def test_a_track_that_is_none_or_unknown_is_named() -> None:
     checks = Checks()
     checks.task(Task(complete=Complete(tracks=[TRACK_UNSPECIFIED])), field="none")
@@ -231,4 +242,5 @@ def test_options_and_tasks_in_range_pass() -> None:
         Task(edit=Edit(start=1, averages=8)),
     ):
         checks.task(task, field="task")
+    checks.adapters([AdapterUse(name=f"{n}") for n in range(16)], field="adapters")
     checks.finish()
