@@ -30,8 +30,9 @@ async def main(settings: GatewaySettings) -> None:
     stages = Stages(Targets(lm=settings.lm, dit=settings.dit, vae=settings.vae))
     songs = Admission("songs", limit=settings.max_songs)
     listeners = Admission("listeners", limit=settings.max_listeners)
+    watchers = Admission("watchers", limit=settings.max_watchers)
     uploads = Admission("uploads", limit=settings.max_uploads)
-    metrics = Metrics([songs, listeners, uploads])
+    metrics = Metrics([songs, listeners, watchers, uploads])
     keys = Keys(settings.keys_file) if settings.keys_file else None
     if keys is None:
         _log.info("keys_off", note="whoever reaches the port may use it; --keys-file changes that")
@@ -50,6 +51,7 @@ async def main(settings: GatewaySettings) -> None:
             metrics,
             songs=songs,
             listeners=listeners,
+            watchers=watchers,
             uploads=uploads,
             stall_timeout_s=settings.stall_timeout_s,
         )

@@ -77,7 +77,7 @@ def read_order(
     if not (is_free or request.codes or _kind(request) or request.metadata.HasField("duration_s")):
         checks.refuse("metadata.duration_s", "is not set; nobody else chooses it when the planner writes no metadata")
     output = read_output(checks, request.output, can_normalise=False)
-    variants = request.variants if request.HasField("variants") else 1
+    variants = count_variants(request)
     checks.number("variants", variants, 1, max_variants)
     if len(request.seeds) > variants:
         checks.refuse("seeds", f"has {len(request.seeds)} entries for {variants} variants; at most one for each")
@@ -107,6 +107,11 @@ def read_order(
 
 def _kind(request: GenerateSongRequest) -> str | None:
     return request.task.WhichOneof("kind")
+
+
+def count_variants(request: GenerateSongRequest) -> int:
+    """Count the variants that a request asks for."""
+    return request.variants if request.HasField("variants") else 1
 
 
 def _find_source(checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording]) -> Recording | None:

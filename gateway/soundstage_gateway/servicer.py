@@ -47,9 +47,10 @@ from soundstage_gateway.catalog_servicer import DEFAULT_PAGE_SIZE, CatalogServic
 from soundstage_gateway.composer_servicer import ComposerServicer
 from soundstage_gateway.lyrics import write_lrc
 from soundstage_gateway.metrics import Metrics
+from soundstage_gateway.order import count_variants
 from soundstage_gateway.playback import play
 from soundstage_gateway.stages import Stages, ask_once
-from soundstage_gateway.store import KeptSong
+from soundstage_gateway.store import KeptSong, RequestKnownError
 from soundstage_gateway.studio import Making, SongUnknownError, Studio
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
@@ -65,7 +66,7 @@ _REQUEST_ID: Final = re.compile(r"[ -~]{1,64}")
 
 
 class SongServicer(SongServiceServicer):
-    """Makes songs and plays them; `listeners` bounds the streams of audio.
+    """Makes songs and plays them; `listeners` bounds the streams of audio, `watchers` those of events.
 
     A client that takes nothing for `stall_timeout_s` while there is something to take loses its call.
     """
@@ -76,6 +77,7 @@ class SongServicer(SongServiceServicer):
         stages: Stages,
         songs: Admission,
         listeners: Admission,
+        watchers: Admission,
         metrics: Metrics,
         *,
         stall_timeout_s: float,
@@ -84,25 +86,26 @@ class SongServicer(SongServiceServicer):
         self._stages = stages
         self._songs = songs
         self._listeners = listeners
+        self._watchers = watchers
         self._metrics = metrics
         self._stall_timeout_s = stall_timeout_s
-        self._creating = asyncio.Lock()
 
     async def GenerateSong(
         self, request: GenerateSongRequest, context: Context
     ) -> AsyncGenerator[GenerateSongResponse, None]:
         """See song_service.proto."""
-        making = await self._studio.begin(request, is_detached=request.detach)
-        try:
-            async with self._listeners.enter(len(making.order.seeds)), aclosing(self._perform(making)) as events:
-                sequence = 0
-                async for event in self._patient(events):
-                    event.sequence = sequence
-                    sequence += 1
-                    yield event
-        finally:
-            if not request.detach:
-                await self._studio.stop(making)
+        async with self._listeners.enter(min(count_variants(request), self._studio.max_variants)):
+            making = await self._studio.begin(request, is_detached=request.detach)
+            try:
+                async with aclosing(self._perform(making)) as events:
+                    sequence = 0
+                    async for event in self._patient(events):
+                        event.sequence = sequence
+                        sequence += 1
+                        yield event
+            finally:
+                if not request.detach:
+                    await self._studio.stop(making)
 
     async def CreateSong(self, request: CreateSongRequest, context: Context) -> CreateSongResponse:
         """See song_service.proto."""
@@ -110,11 +113,14 @@ class SongServicer(SongServiceServicer):
             checks = Checks()
             checks.refuse("request_id", f"is {request.request_id[:80]!r}; must be 1 to 64 printable ASCII characters")
             checks.finish()
-        async with self._creating:  # else two calls with one id could both find no song
-            found = await self._studio.find_request(request.request_id) if request.request_id else None
-            if found is None:
-                request_id = request.request_id or None
+        request_id = request.request_id or None
+        found = await self._studio.find_request(request_id) if request_id else None
+        if found is None:
+            try:
                 found = (await self._studio.begin(request.request, request_id=request_id, is_detached=True)).kept
+            except RequestKnownError:  # a call beside this one was first
+                found = await self._studio.find_request(request.request_id)
+                assert found is not None, "what is known is found"
         return CreateSongResponse(song=found.song)
 
     async def GetSong(self, request: GetSongRequest, context: Context) -> GetSongResponse:
@@ -140,7 +146,7 @@ class SongServicer(SongServiceServicer):
     async def WatchSong(self, request: WatchSongRequest, context: Context) -> AsyncGenerator[WatchSongResponse, None]:
         """See song_service.proto."""
         after = request.after_sequence if request.HasField("after_sequence") else None
-        async with aclosing(self._studio.watch(request.song, after=after)) as events:
+        async with self._watchers.enter(), aclosing(self._studio.watch(request.song, after=after)) as events:
             async for event in self._patient(events):
                 yield WatchSongResponse(event=event)
 
@@ -154,8 +160,7 @@ class SongServicer(SongServiceServicer):
         name_song(request.song)
         kept = await self._studio.find(request.song)
         has_to_wait = any(not variant.frame_count for variant in kept.song.variants[request.variant :][:1])
-        async with self._listeners.enter():
-            tape = await self._studio.tape(request.song, request.variant)
+        async with self._listeners.enter(), self._studio.tape(request.song, request.variant) as tape:
             peak = None
             if output.peak_dbfs is not None:
                 peak = await self._studio.find_peak(request.song, request.variant, tape)
@@ -212,8 +217,10 @@ class SongServicer(SongServiceServicer):
     async def _play(self, making: Making, end: GenerateSongResponse) -> AsyncGenerator[GenerateSongResponse, None]:
         """Yield the audio of a variant that is made, and its end with what only the audio tells."""
         number, started_s = end.variant, time.monotonic()
-        tape = await self._studio.tape(making.kept.name, number)
-        async with aclosing(self._timed(play(tape, making.order.output), making.kept)) as events:
+        async with (
+            self._studio.tape(making.kept.name, number) as tape,
+            aclosing(self._timed(play(tape, making.order.output), making.kept)) as events,
+        ):
             async for event in events:
                 if event.HasField("audio_header"):
                     yield GenerateSongResponse(variant=number, audio_header=event.audio_header)
@@ -305,12 +312,13 @@ def offer(
     *,
     songs: Admission,
     listeners: Admission,
+    watchers: Admission,
     uploads: Admission,
     stall_timeout_s: float,
 ) -> Offer:
-    """Make what a gateway offers; admissions bound songs in the making, streams of audio, and uploads."""
+    """Make what a gateway offers; admissions bound songs in the making, streams of audio and of events, and uploads."""
     return Offer(
-        song=SongServicer(studio, stages, songs, listeners, metrics, stall_timeout_s=stall_timeout_s),
+        song=SongServicer(studio, stages, songs, listeners, watchers, metrics, stall_timeout_s=stall_timeout_s),
         audio=AudioServicer(assets, uploads),
         composer=ComposerServicer(stages, songs),
         catalog=CatalogServicer(stages, songs, max_variants=studio.max_variants),

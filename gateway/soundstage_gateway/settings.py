@@ -21,6 +21,7 @@ class GatewaySettings(ServerSettings):
     asset_cache_mb: int = Field(512, ge=256, description="megabytes of uploaded audio to keep, 23 for every minute")
     max_uploads: int = Field(8, ge=1, description="files taken in at once; more are refused")
     max_listeners: int = Field(256, ge=1, description="streams of audio at once; more are refused")
+    max_watchers: int = Field(1024, ge=1, description="streams of a song's events at once; more are refused")
     data_dir: Path | None = Field(
         None, description="folder to keep songs in; without one they are gone when the process ends"
     )

@@ -45,6 +45,12 @@ class Splice:
         }
         (folder / _PLACE).write_text(json.dumps(place))
 
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Delete what `write` has written, if it has."""
+        for name in (_SAMPLES, _PLACE):
+            (folder / name).unlink(missing_ok=True)
+
     @classmethod
     def read(cls, folder: Path) -> Self | None:
         """Read what `write` has written, its samples left on disk; None when there is nothing."""

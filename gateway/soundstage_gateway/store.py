@@ -12,6 +12,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
 from sqlalchemy import LargeBinary, delete, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -44,6 +45,10 @@ class KeptSong:
         return self.song.name
 
 
+class RequestKnownError(Exception):
+    """A request's id has made a song already."""
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -62,6 +67,7 @@ def _whole(
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait({task})
+            task.result()  # that it failed says more
             raise
 
     return run
@@ -108,12 +114,18 @@ class Store:
         await self._engine.dispose()
 
     @_whole
-    async def add(self, kept: KeptSong) -> None:
-        """Write a new song down."""
-        self._folder_of(kept.name).mkdir(parents=True)
+    async def add(self, kept: KeptSong, splice: Splice | None = None) -> None:
+        """Write a new song down, and what of a source goes into it; raises RequestKnownError."""
+        folder = self._folder_of(kept.name)
+        folder.mkdir(parents=True)
+        if splice:
+            await asyncio.to_thread(splice.write, folder)
         row = _Row(name=kept.name, request_id=kept.request_id, is_detached=kept.is_detached, **self._columns(kept))
-        async with self._session.begin() as session:
-            session.add(row)
+        try:
+            async with self._session.begin() as session:
+                session.add(row)
+        except IntegrityError as error:  # names are drawn, so it is the request's id
+            raise RequestKnownError(f"a song of request {kept.request_id!r} is kept already") from error
 
     @_whole
     async def update(self, kept: KeptSong) -> None:
@@ -176,9 +188,9 @@ class Store:
         """Return a variant's master tape."""
         return Tensor.FromString(self._latents_file(name, variant).read_bytes())
 
-    def write_splice(self, name: str, splice: Splice) -> None:
-        """Keep what of a source goes into a song."""
-        splice.write(self._folder_of(name))
+    def remove_splice(self, name: str) -> None:
+        """Forget what of a source would have gone into a song."""
+        Splice.remove(self._folder_of(name))
 
     def read_splice(self, name: str) -> Splice | None:
         """Return what of a source goes into a song; None where nothing does."""

@@ -1,11 +1,12 @@
 """The studio: songs in the making, and those that are done."""
 
 import asyncio
+import re
 import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -38,7 +39,7 @@ from soundstage_gateway.hearing import encode
 from soundstage_gateway.log import Log
 from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.models import choose_models
-from soundstage_gateway.order import MAX_VARIANTS, Order, read_order
+from soundstage_gateway.order import MAX_VARIANTS, Order, count_variants, read_order
 from soundstage_gateway.shelf import Shelf
 from soundstage_gateway.stages import Stages, ask
 from soundstage_gateway.store import PREFIX, KeptSong, Store
@@ -48,13 +49,16 @@ from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import detach, name_song
 from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.pcm import FRAMES_PER_CHUNK, from_bytes
-from soundstage_runtime.score import LATENT_CHANNELS, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
+from soundstage_runtime.score import LATENT_CHANNELS, MAX_REFERENCES, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 from soundstage_runtime.tensors import from_proto, latent_chunks
 from soundstage_runtime.validation import Checks
 
 _log = structlog.get_logger()
 
 _SWEEP_S: Final = 60.0
+_RESUME_S: Final = 1.0
+_PASSING: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
+_VARIANT: Final = re.compile(f"[0-{MAX_VARIANTS - 1}]")
 
 
 class SongUnknownError(ServiceError):
@@ -62,6 +66,13 @@ class SongUnknownError(ServiceError):
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "SONG_UNKNOWN"
+
+
+class SongWaitsError(ServiceError):
+    """The song is not begun yet, or not again."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "SONG_WAITS"
 
 
 class SongCancelledError(ServiceError):
@@ -115,6 +126,7 @@ class Studio:
         self._keep_s = keep_s
         self._makings: dict[str, Making] = {}
         self._sweeping: asyncio.Task[None] | None = None
+        self._resuming: asyncio.Task[None] | None = None
 
     @property
     def max_variants(self) -> int:
@@ -125,13 +137,14 @@ class Studio:
         """Begin again what a process before this one has not ended."""
         await self._store.open()
         self._sweeping = asyncio.create_task(self._sweep_often())
-        for kept in await self._store.running():
-            await self._resume(kept)
+        waiting = [kept for kept in await self._store.running() if not await self._resume(kept)]
+        self._resuming = asyncio.create_task(self._resume_often(waiting))
 
     async def close(self) -> None:
         """Stop all songs; those that are detached are begun again when the studio opens again."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        for task in (self._sweeping, self._resuming):
+            if task is not None:
+                task.cancel()
         for making in list(self._makings.values()):
             await self._stop(making, for_good=not making.kept.is_detached)
         self._tapes.close()
@@ -141,31 +154,35 @@ class Studio:
         self, request: GenerateSongRequest, *, request_id: str | None = None, is_detached: bool = False
     ) -> Making:
         """Accept a song and begin it; raises ServiceError, InvalidRequestError naming every bad field."""
-        order = read_order(
-            request,
-            await self._find_recordings(request),
-            draw_seed=lambda: secrets.randbits(32),
-            max_variants=self.max_variants,
-        )
-        name = f"{PREFIX}{uuid.uuid4().hex}"
-        song = Song(name=name, state=SONG_STATE_RUNNING, variants=[SongVariant(seed=seed) for seed in order.seeds])
-        song.request.CopyFrom(request)
-        song.request.seeds[:] = order.seeds
-        song.create_time.GetCurrentTime()
-        song.expire_time.FromNanoseconds(song.create_time.ToNanoseconds() + round(self._keep_s * 1e9))
-        kept = KeptSong(song=song, request_id=request_id, is_detached=is_detached)
         async with AsyncExitStack() as places:
-            await places.enter_async_context(self._admission.enter(len(order.seeds)))
-            fingerprints = await choose_models(self._stages, order)
+            order, fingerprints = await self._accept(request, places)
+            name = f"{PREFIX}{uuid.uuid4().hex}"
+            song = Song(name=name, state=SONG_STATE_RUNNING, variants=[SongVariant(seed=seed) for seed in order.seeds])
+            song.request.CopyFrom(request)
+            song.request.seeds[:] = order.seeds
+            song.create_time.GetCurrentTime()
+            song.expire_time.FromNanoseconds(song.create_time.ToNanoseconds() + round(self._keep_s * 1e9))
+            kept = KeptSong(song=song, request_id=request_id, is_detached=is_detached)
             kept.model_fingerprint = fingerprints[STAGE_VAE]
+            making = Making(kept=kept, order=order, fingerprints=fingerprints, places=places)
             try:
-                await self._store.add(kept)
-                if order.splice:
-                    await asyncio.to_thread(self._store.write_splice, name, order.splice)
-            except BaseException:  # the call was cancelled, or the disk is full: nobody is making this song
-                await self._store.remove(name)
+                await self._store.add(kept, order.splice)
+            except BaseException as error:
+                if is_detached and isinstance(error, asyncio.CancelledError):
+                    self._start(making)  # it outlives its call, and whoever asks again finds it
+                else:
+                    await self._store.remove(name)
                 raise
-            return self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places.pop_all()))
+            return self._start(making)
+
+    async def _accept(
+        self, request: GenerateSongRequest, places: AsyncExitStack
+    ) -> tuple[Order, dict[Stage.ValueType, str]]:
+        """Take a place for each variant, then read the order, and choose the models; raises ServiceError."""
+        await places.enter_async_context(self._admission.enter(min(count_variants(request), self.max_variants)))
+        recordings = await self._find_recordings(request)
+        order = read_order(request, recordings, draw_seed=lambda: secrets.randbits(32), max_variants=self.max_variants)
+        return order, await choose_models(self._stages, order)
 
     async def find(self, name: str) -> KeptSong:
         """Return a song; raises SongUnknownError."""
@@ -215,8 +232,9 @@ class Studio:
         self._shelf.remove(name)
         await self._store.remove(name)
 
-    async def tape(self, name: str, variant: int) -> Tape:
-        """Return a variant's tape as soon as it can be played; raises ServiceError."""
+    @asynccontextmanager
+    async def tape(self, name: str, variant: int) -> AsyncGenerator[Tape, None]:
+        """Hold a variant's tape as soon as it can be played; raises ServiceError."""
         kept = await self.find(name)
         if variant >= len(kept.song.variants):
             checks = Checks()
@@ -229,21 +247,26 @@ class Studio:
                         break
 
         async def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
-            latents = await asyncio.to_thread(self._store.read_latents, name, variant)
-            splice = self._store.read_splice(name)
+            try:
+                latents = await asyncio.to_thread(self._store.read_latents, name, variant)
+                splice = self._store.read_splice(name)
+            except FileNotFoundError as error:
+                raise SongUnknownError(f"{name} is not kept any more") from error
             async with aclosing(_decode(self._stages, latents, kept.model_fingerprint, start, stop)) as pieces:
                 async for piece in pieces:
                     yield splice.apply(piece, start) if splice else piece
                     start += len(piece)
 
-        return self._tapes.open(name, variant, kept.song.variants[variant].frame_count, decode)
+        with self._tapes.hold(name, variant, kept.song.variants[variant].frame_count, decode) as tape:
+            yield tape
 
     async def find_peak(self, name: str, variant: int, tape: Tape) -> float:
         """Return the peak of a whole variant, and note it for the next time; raises ServiceError."""
-        kept = await self.find(name)
-        peak = kept.peaks[variant]
+        peak = (await self.find(name)).peaks[variant]
         if peak is None:
-            peak = kept.peaks[variant] = await tape.find_peak()
+            peak = await tape.find_peak()
+            kept = await self.find(name)
+            kept.peaks[variant] = peak
             await self._store.update(kept)
         return peak
 
@@ -251,6 +274,7 @@ class Studio:
         name_song(making.kept.name)
         if making.kept.is_detached:
             detach()
+        making.places = making.places.pop_all()
         self._makings[making.kept.name] = making
         making.kept.handles = [""] * len(making.order.seeds)
         making.kept.peaks = [None] * len(making.order.seeds)
@@ -260,42 +284,45 @@ class Studio:
         making.end = asyncio.create_task(self._conclude(making))
         return making
 
-    async def _resume(self, kept: KeptSong) -> None:
-        """Begin a song of an earlier process again, with its seeds; what cannot be is failed."""
-        if not kept.is_detached:
-            kept.song.state = SONG_STATE_CANCELLED
-            await self._store.update(kept)
-            return
-        try:
-            async with AsyncExitStack() as places:
-                order = read_order(
-                    kept.song.request,
-                    await self._find_recordings(kept.song.request),
-                    draw_seed=lambda: 0,
-                    max_variants=self.max_variants,
-                )
-                await places.enter_async_context(self._admission.enter(len(order.seeds)))
-                fingerprints = await choose_models(self._stages, order)
-                self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places.pop_all()))
-        except ServiceError as error:
-            kept.song.state = SONG_STATE_FAILED
+    async def _resume(self, kept: KeptSong) -> bool:
+        """Begin a song of an earlier process again, with its seeds; False where that may go better later."""
+        error = None
+        if kept.is_detached:
+            try:
+                async with AsyncExitStack() as places:
+                    order, fingerprints = await self._accept(kept.song.request, places)
+                    self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places))
+                return True
+            except Exception as failure:
+                error = _first(failure)
+                if error.code in _PASSING:
+                    return False
+        kept.song.state = SONG_STATE_FAILED if error else SONG_STATE_CANCELLED
+        if error:
             kept.song.error.CopyFrom(_write_error(error))
-            await self._store.update(kept)
+        await self._store.update(kept)
+        return True
+
+    async def _resume_often(self, waiting: list[KeptSong]) -> None:
+        """Begin songs again as soon as the stages are there and there is room."""
+        while waiting:
+            await asyncio.sleep(_RESUME_S)
+            waiting = [kept for kept in waiting if not await self._resume(kept)]
 
     async def _make(self, making: Making) -> None:
         """Run the variants side by side; the first error ends them all."""
         started_s = time.monotonic()
-        async with making.places:
-            source = await self._hear_source(making.order, making.fingerprints[STAGE_VAE])
-            async with asyncio.TaskGroup() as group:
-                for number in range(len(making.order.seeds)):
-                    group.create_task(self._make_variant(making, number, source))
+        source = await self._hear_source(making.order, making.fingerprints[STAGE_VAE])
+        async with asyncio.TaskGroup() as group:
+            for number in range(len(making.order.seeds)):
+                group.create_task(self._make_variant(making, number, source))
         # A place is likely to be free again after one song's share of the time all places take.
         self._admission.retry_after_s = max(0.5, (time.monotonic() - started_s) / self._admission.limit)
 
     async def _conclude(self, making: Making) -> None:
         """Wait for a song's end, however it ends, and write it down."""
         await asyncio.wait({making.work})
+        await making.places.aclose()
         kept, error = making.kept, None
         kept.events = making.log.events
         if making.work.cancelled():
@@ -310,6 +337,8 @@ class Studio:
         if kept.name in self._makings:  # else it is stopped for now, and begun again later
             self._metrics.count_song(kept.song)
             try:
+                if kept.song.state != SONG_STATE_COMPLETED:
+                    self._store.remove_splice(kept.name)
                 await self._store.update(kept)
             except Exception:  # a full disk, say: this process still knows the song, and the next begins it again
                 _log.exception("song_not_written", song=kept.name)
@@ -361,6 +390,8 @@ class Studio:
         """Return the log that a song writes, or the one it has left."""
         if kept.name in self._makings:
             return self._makings[kept.name].log
+        if kept.song.state == SONG_STATE_RUNNING:
+            raise SongWaitsError(f"{kept.name} waits until it is begun", retry_after_s=_RESUME_S)
         log = Log()
         log.events = kept.events
         error = kept.song.error
@@ -377,7 +408,7 @@ class Studio:
     async def _find_recordings(self, request: GenerateSongRequest) -> dict[str, Recording]:
         """Find what a request's source and references name: assets, and finished songs."""
         found: dict[str, Recording] = {}
-        for name in {request.source, *request.references}:
+        for name in {request.source, *request.references[:MAX_REFERENCES]}:
             recording = await self._hear_song(name) if name.startswith(PREFIX) else self._assets.find(name)
             if recording is not None:
                 found[name] = recording
@@ -386,12 +417,13 @@ class Studio:
     async def _hear_song(self, name: str) -> Recording | None:
         song, _, variant = name.partition("/variants/")
         kept = await self.find(song)
-        number = int(variant or 0) if (variant or "0").isdecimal() else len(kept.song.variants)
+        if not _VARIANT.fullmatch(variant or "0"):
+            return None
+        number = int(variant or 0)
         if number >= len(kept.song.variants) or not kept.song.variants[number].frame_count:
             return None
-        tape = await self.tape(song, number)
-        async with aclosing(tape.read(0, tape.num_frames)) as pieces:
-            samples = np.concatenate([piece async for piece in pieces])
+        async with self.tape(song, number) as tape, aclosing(tape.read(0, tape.num_frames)) as pieces:
+            samples = await asyncio.to_thread(np.concatenate, [piece async for piece in pieces])
         return Recording(samples=samples, is_silent=not samples.any(), sample_rate_hz=SAMPLE_RATE_HZ, channels=2)
 
     async def _hear_source(self, order: Order, model_fingerprint: str) -> Heard:

@@ -1,16 +1,20 @@
 """Tapes: decoded audio, kept on disk while there is room."""
 
 import asyncio
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+import grpc
 import numpy as np
 
 from soundstage_gateway.audio_file import Samples
+from soundstage_runtime.call import detach
+from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.pcm import FRAMES_PER_CHUNK
 from soundstage_runtime.score import CHANNELS, SAMPLE_RATE_HZ
 
@@ -22,8 +26,15 @@ Decode = Callable[[int, int], AsyncGenerator[Samples, None]]
 """Decode frames [start, stop) of a song, as samples [n, 2]."""
 
 
+class DiskFullError(ServiceError):
+    """There is no room left for decoded audio."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "DISK_FULL"
+
+
 class Tape:
-    """A song's decoded audio. While somebody reads, it is decoded from where it was left, once for all readers.
+    """A song's decoded audio, for those that hold it. Once for all of them it is decoded from where it was left.
 
     `peak` is the largest absolute sample of the `num_ready` frames that are on disk.
     """
@@ -36,8 +47,9 @@ class Tape:
         self._highs = -self._lows
         self._decode = decode
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        self._num_readers = 0
+        self._path.touch()
+        self._file = -1  # open while somebody holds the tape
+        self._num_holders = 0
         self._decoding: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
 
@@ -47,9 +59,25 @@ class Tape:
         return self.num_ready == self.num_frames
 
     @property
-    def is_read(self) -> bool:
-        """Whether anybody reads it now."""
-        return self._num_readers > 0
+    def is_held(self) -> bool:
+        """Whether anybody may read it now."""
+        return self._num_holders > 0
+
+    @contextmanager
+    def hold(self) -> Generator[Self, None, None]:
+        """Let it be read; the last to let go stops the decoding."""
+        if not self._num_holders:
+            self._file = os.open(self._path, os.O_RDWR)
+        self._num_holders += 1
+        try:
+            yield self
+        finally:
+            self._num_holders -= 1
+            if not self._num_holders:
+                if self._decoding is not None:
+                    self._decoding.cancel()
+                    self._decoding = None
+                os.close(self._file)
 
     async def read(self, start: int, stop: int) -> AsyncGenerator[Samples, None]:
         """Yield frames [start, stop) as samples [n, 2], at most half a second at once; raises ServiceError."""
@@ -59,17 +87,15 @@ class Tape:
                 async for piece in pieces:
                     yield piece
             return
-        with self._reading():
-            while start < stop:
-                await self._wait_for(start)
-                end = min(stop, self.num_ready, start + FRAMES_PER_CHUNK)
-                yield self._load(start, end)
-                start = end
+        while start < stop:
+            await self._wait_for(start)
+            end = min(stop, self.num_ready, start + FRAMES_PER_CHUNK)
+            yield self._load(start, end)
+            start = end
 
     async def find_peak(self) -> float:
         """Return the peak of the whole song, and decode it for that if need be; raises ServiceError."""
-        with self._reading():
-            await self._wait_for(self.num_frames - 1)
+        await self._wait_for(self.num_frames - 1)
         return self.peak
 
     def overview(self, num_bins: int) -> Samples:
@@ -85,24 +111,13 @@ class Tape:
         lows, highs = self._lows[:stop], self._highs[:stop]
         return np.stack([np.minimum.reduceat(lows, starts), np.maximum.reduceat(highs, starts)], axis=1)
 
-    def close(self) -> None:
-        """Forget it; nobody may be reading it."""
-        os.close(self._file)
-        self._path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _reading(self) -> Generator[None, None, None]:
-        self._num_readers += 1
-        try:
-            yield
-        finally:
-            self._num_readers -= 1
-            if not self._num_readers and self._decoding is not None:
-                self._decoding.cancel()
-                self._decoding = None
+    def remove(self) -> None:
+        """Forget it; those that hold it read on."""
+        self._path.unlink()
 
     async def _wait_for(self, frame: int) -> None:
         """Wait until a frame is on disk; raises what the decoding raised."""
+        assert self.is_held, "a tape is held by whoever reads it"
         self._decoding = self._decoding or asyncio.create_task(self._go_on())
         while self.num_ready <= frame:
             if self._decoding.done():
@@ -115,9 +130,10 @@ class Tape:
                 news.cancel()
 
     async def _go_on(self) -> None:
+        detach()  # it goes on for all readers, whatever the first one's deadline
         async with aclosing(self._decode(self.num_ready, self.num_frames)) as pieces:
             async for piece in pieces:
-                os.pwrite(self._file, piece.tobytes(), self.num_ready * _FRAME_BYTES)
+                self._store(piece)
                 self._draw(piece)
                 self.num_ready += len(piece)
                 self._news.set()
@@ -134,45 +150,62 @@ class Tape:
         self._highs[blocks] = np.maximum(self._highs[blocks], highs)
         self.peak = max(self.peak, float(-lows.min()), float(highs.max()))
 
+    def _store(self, piece: Samples) -> None:
+        """Write the next samples; raises DiskFullError."""
+        data, place = memoryview(piece.tobytes()), self.num_ready * _FRAME_BYTES
+        try:
+            while data:
+                written = os.pwrite(self._file, data, place)
+                data, place = data[written:], place + written
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise DiskFullError("the disk has no room left for decoded audio", retry_after_s=60.0) from error
+
     def _load(self, start: int, end: int) -> Samples:
         data = os.pread(self._file, (end - start) * _FRAME_BYTES, start * _FRAME_BYTES)
         return np.frombuffer(data, np.float32).reshape(-1, CHANNELS)
 
 
 class Tapes:
-    """Tapes by song and variant, at most `limit_bytes` beyond those that are being read; the least used go first."""
+    """Tapes by song and variant, at most `limit_bytes` beyond those that are held; the least used go first."""
 
     def __init__(self, folder: Path, *, limit_bytes: int) -> None:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._tapes: OrderedDict[tuple[str, int], Tape] = OrderedDict()
 
-    def open(self, song: str, variant: int, num_frames: int, decode: Decode) -> Tape:
-        """Return a variant's tape, a new one if there is none."""
+    @contextmanager
+    def hold(self, song: str, variant: int, num_frames: int, decode: Decode) -> Generator[Tape, None, None]:
+        """Hold a variant's tape, a new one if there is none."""
         key = (song, variant)
         if key not in self._tapes:
-            self._make_room(num_frames)
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{song.rpartition('/')[2]}-{variant}.f32"
             self._tapes[key] = Tape(path, num_frames, decode)
         self._tapes.move_to_end(key)
-        return self._tapes[key]
+        try:
+            with self._tapes[key].hold() as tape:
+                self._make_room()
+                yield tape
+        finally:
+            self._make_room()
 
     def remove(self, song: str) -> None:
-        """Forget a song's tapes, as soon as nobody reads them."""
-        for key in [key for key in self._tapes if key[0] == song and not self._tapes[key].is_read]:
-            self._tapes.pop(key).close()
+        """Forget a song's tapes; those that hold one read on."""
+        for key in [key for key in self._tapes if key[0] == song]:
+            self._tapes.pop(key).remove()
 
     def close(self) -> None:
         """Forget all tapes."""
         while self._tapes:
-            self._tapes.popitem()[1].close()
+            self._tapes.popitem()[1].remove()
 
-    def _make_room(self, num_frames: int) -> None:
-        size_bytes = (num_frames + sum(tape.num_frames for tape in self._tapes.values())) * _FRAME_BYTES
-        for key in [key for key, tape in self._tapes.items() if not tape.is_read]:
+    def _make_room(self) -> None:
+        size_bytes = sum(tape.num_frames for tape in self._tapes.values()) * _FRAME_BYTES
+        for key in [key for key, tape in self._tapes.items() if not tape.is_held]:
             if size_bytes <= self._limit_bytes:
                 break
             tape = self._tapes.pop(key)
             size_bytes -= tape.num_frames * _FRAME_BYTES
-            tape.close()
+            tape.remove()

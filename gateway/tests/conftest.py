@@ -1,6 +1,7 @@
 """A gateway over real gRPC, and stages that answer without a model."""
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -299,6 +300,13 @@ def serve_stage(stage: Steady, *, port: int = 0, max_duration_s: float = 600.0) 
     )
 
 
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @dataclass
 class Deployment:
     """A running gateway, its stages by name, and a channel to it."""
@@ -309,6 +317,7 @@ class Deployment:
     assets: Assets
     uploads: Admission
     studio: Studio
+    store: Store
     listeners: Admission
     shelf: Shelf
     door: HttpDoor
@@ -320,7 +329,7 @@ Deploy = Callable[..., AbstractAsyncContextManager[Deployment]]
 
 @pytest.fixture
 def deploy(tmp_path: Path) -> Deploy:
-    """Start a gateway before stages; a stage that is not given is Steady."""
+    """Start a gateway before stages; a stage that is not given is Steady, and one that is `late` is not started."""
 
     @asynccontextmanager
     async def start(
@@ -330,22 +339,30 @@ def deploy(tmp_path: Path) -> Deploy:
         stall_timeout_s: float = 60.0,
         asset_limit_bytes: int = 64 << 20,
         max_listeners: int = 64,
+        max_watchers: int = 64,
         shelf_limit_bytes: int = 64 << 20,
         keys_file: Path | None = None,
         hls_idle_s: float = 60.0,
         keep_s: float = 3600.0,
         store_limit_bytes: int = 64 << 20,
         make_store: Callable[..., Store] = Store,
+        late: str = "",
     ) -> AsyncGenerator[Deployment, None]:
         by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
-        servers = {name: serve_stage(stage, max_duration_s=max_duration_s) for name, stage in by_name.items()}
-        for server in servers.values():
-            await server.start()
-        ports = {name: f"127.0.0.1:{server.port}" for name, server in servers.items()}
+        port = free_port()
+        servers = {
+            name: serve_stage(stage, port=port if name == late else 0, max_duration_s=max_duration_s)
+            for name, stage in by_name.items()
+        }
+        for name, server in servers.items():
+            if name != late:
+                await server.start()
+        ports = {name: f"127.0.0.1:{server.port or port}" for name, server in servers.items()}
         gateway_stages = Stages(Targets(lm=ports["lm"], dit=ports["dit"], vae=ports["vae"]))
         assets, uploads = Assets(asset_limit_bytes), Admission("uploads", limit=2)
         admission, listeners = Admission("songs", limit=max_songs), Admission("listeners", limit=max_listeners)
-        metrics = Metrics([admission, listeners, uploads])
+        watchers = Admission("watchers", limit=max_watchers)
+        metrics = Metrics([admission, listeners, watchers, uploads])
         keys = Keys(keys_file) if keys_file else None
         store = make_store(tmp_path / "songs", limit_bytes=store_limit_bytes)
         tapes = Tapes(tmp_path / "tapes", limit_bytes=64 << 20)
@@ -359,6 +376,7 @@ def deploy(tmp_path: Path) -> Deploy:
             metrics,
             songs=admission,
             listeners=listeners,
+            watchers=watchers,
             uploads=uploads,
             stall_timeout_s=stall_timeout_s,
         )
@@ -381,6 +399,7 @@ def deploy(tmp_path: Path) -> Deploy:
                     assets=assets,
                     uploads=uploads,
                     studio=studio,
+                    store=store,
                     listeners=listeners,
                     shelf=shelf,
                     door=door,
@@ -392,6 +411,7 @@ def deploy(tmp_path: Path) -> Deploy:
             await studio.close()
             await gateway_stages.close()
             for server in servers.values():
-                await server.stop()
+                if server.port:
+                    await server.stop()
 
     return start

@@ -217,8 +217,12 @@ async def test_the_deadline_travels_to_every_stage_and_ends_the_call(deploy: Dep
         error = await fail(deployment, song(), timeout=3.0)
         await asyncio.wait_for(stuck.cancelled.wait(), 5)
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert stuck.remaining_s[0] is not None
-    assert 0 < stuck.remaining_s[0] < 3.0
+    [remaining_s] = stuck.remaining_s
+    if name == "vae":
+        assert remaining_s is None  # it decodes for all listeners of the song, and ends with the last
+    else:
+        assert remaining_s is not None
+        assert 0 < remaining_s < 3.0
 
 
 async def test_ids_travel_to_every_stage(deploy: Deploy) -> None:

@@ -74,7 +74,8 @@ async def test_a_player_begins_before_a_song_is_decoded_and_plays_it_to_its_end(
             try:
                 async with asyncio.timeout(60):
                     heard = await process.stdout.readexactly(4)
-                    assert not (await deployment.studio.tape(song, 0)).is_whole
+                    async with deployment.studio.tape(song, 0) as tape:
+                        assert not tape.is_whole
                     held.may_go_on.set()
                     heard += await process.stdout.read()
                     assert await process.wait() == 0

@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import io
-from typing import TYPE_CHECKING, Any
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -30,6 +32,7 @@ from soundstage.music.v1.song_service_pb2 import (
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.audio_pb2 import ENCODING_FLAC, SAMPLE_FORMAT_F32
+from soundstage_gateway.splice import Splice
 from soundstage_gateway.store import KeptSong, Store
 from soundstage_runtime.errors import read_details
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 from .conftest import Broken, Deploy, Deployment, Steady, Stuck
 
 FRAMES = 4 * 48_000
+S = TypeVar("S", bound=Store)
 F32 = {"format": {"sample_format": SAMPLE_FORMAT_F32}}
 
 
@@ -61,6 +65,17 @@ async def watch(deployment: Deployment, song: str, after: int | None = None) -> 
     return [response.event async for response in call]
 
 
+async def watch_patiently(deployment: Deployment, song: str) -> None:
+    """Watch a song, again and again while it waits to be begun."""
+    while True:
+        try:
+            await watch(deployment, song)
+            break
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(0.1)
+
+
 async def get(deployment: Deployment, song: str) -> Song:
     return (await stub(deployment).GetSong(GetSongRequest(song=song))).song
 
@@ -78,6 +93,11 @@ async def made(deployment: Deployment, **changes: Any) -> str:
     song = (await create(deployment, **changes)).name
     await watch(deployment, song)
     return song
+
+
+def store(deployment: Deployment, kind: type[S]) -> S:
+    assert isinstance(deployment.store, kind)
+    return deployment.store
 
 
 async def refusal(awaitable: Any) -> grpc.aio.AioRpcError:
@@ -184,15 +204,21 @@ class Full(Store):
 
 
 class Slow(Store):
-    """A store that takes its time to write a song down, and says when it begins."""
+    """A store that takes its time over the first song it writes down, and says when it begins."""
 
-    begun = asyncio.Event()
-    go_on = asyncio.Event()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.begun, self.go_on, self.removed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def add(self, kept: KeptSong) -> None:
-        await super().add(kept)
-        self.begun.set()
-        await self.go_on.wait()
+    async def add(self, kept: KeptSong, splice: Splice | None = None) -> None:
+        await super().add(kept, splice)
+        if not self.begun.is_set():
+            self.begun.set()
+            await self.go_on.wait()
+
+    async def remove(self, name: str) -> None:
+        await super().remove(name)
+        self.removed.set()
 
 
 async def test_a_song_that_cannot_be_written_down_ends_and_is_made_again_by_the_next_process(deploy: Deploy) -> None:
@@ -211,17 +237,122 @@ async def test_a_song_that_cannot_be_written_down_ends_and_is_made_again_by_the_
     assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_song_whose_call_is_cancelled_as_it_is_written_down_is_not_there(deploy: Deploy) -> None:
+async def test_a_created_song_outlives_its_call_from_when_it_is_written_down(deploy: Deploy) -> None:
     async with deploy(make_store=Slow) as deployment:
         call = stub(deployment).CreateSong(CreateSongRequest(request=request(), request_id="mine"))
-        await Slow.begun.wait()
+        await store(deployment, Slow).begun.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        Slow.go_on.set()
         again = await create(deployment, request_id="mine")
+        await watch_patiently(deployment, again.name)
         listed = (await stub(deployment).ListSongs(ListSongsRequest())).songs
-    assert [song.name for song in listed] == [again.name]
+    assert [(song.name, song.state) for song in listed] == [(again.name, SONG_STATE_COMPLETED)]
+
+
+async def test_another_song_is_not_there_when_its_call_ends_as_it_is_written_down(deploy: Deploy) -> None:
+    async with deploy(make_store=Slow, max_songs=1) as deployment:
+        call = stub(deployment).GenerateSong(request())
+        await store(deployment, Slow).begun.wait()
+        call.cancel()
+        async with asyncio.timeout(5):
+            await store(deployment, Slow).removed.wait()
+        song = await made(deployment)
+        listed = (await stub(deployment).ListSongs(ListSongsRequest())).songs
+    assert [song.name for song in listed] == [song]
+
+
+async def test_a_song_that_is_only_written_down_waits_and_holds_up_no_other(deploy: Deploy) -> None:
+    async with deploy(make_store=Slow) as deployment:
+        slow = asyncio.create_task(create(deployment))
+        await store(deployment, Slow).begun.wait()
+        await made(deployment)
+        waiting = (await stub(deployment).ListSongs(ListSongsRequest())).songs[1].name
+        errors = [await refusal(watch(deployment, waiting)), await refusal(stream(deployment, waiting))]
+        store(deployment, Slow).go_on.set()
+        assert (await slow).name == waiting
+        audio = pcm(await stream(deployment, waiting))
+    assert [error.code() for error in errors] == [grpc.StatusCode.UNAVAILABLE] * 2
+    assert [read_details(error).reason for error in errors] == ["SONG_WAITS"] * 2
+    assert len(audio) == 4 * FRAMES
+
+
+async def test_a_song_is_begun_again_as_soon_as_the_stages_are_there(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit")) as deployment:
+        song = (await create(deployment)).name
+        await asyncio.wait_for(deployment.stages["dit"].begun.wait(), 5)
+    async with deploy(late="vae") as deployment:
+        assert (await get(deployment, song)).state == SONG_STATE_RUNNING
+        error = await refusal(watch(deployment, song))
+        await deployment.servers["vae"].start()
+        async with asyncio.timeout(20):
+            await watch_patiently(deployment, song)
+        assert (await get(deployment, song)).state == SONG_STATE_COMPLETED
+        assert len(pcm(await stream(deployment, song))) == 4 * FRAMES
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_song_that_cannot_be_begun_again_is_failed_and_stops_no_other(deploy: Deploy, tmp_path: Path) -> None:
+    async with deploy() as deployment:
+        source = await made(deployment)
+    async with deploy(Stuck("dit")) as deployment:
+        task = {"repaint": {"start_s": 1, "end_s": 2}}
+        lost = (await create(deployment, task=task, source=source, metadata=None, planner={"enabled": False})).name
+        other = (await create(deployment)).name
+    shutil.rmtree(tmp_path / "songs" / source)
+    async with deploy() as deployment:
+        await watch(deployment, other)
+        assert (await get(deployment, lost)).state == SONG_STATE_FAILED
+        assert (await get(deployment, other)).state == SONG_STATE_COMPLETED
+        error = await refusal(stream(deployment, source))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_refused_listener_takes_no_songs_place(deploy: Deploy) -> None:
+    async with deploy(Stuck("vae"), max_listeners=1, max_songs=1) as deployment:
+        song = await made(deployment)
+        listener = stub(deployment).StreamAudio(StreamAudioRequest(song=song))
+        await listener.read()
+        for detach in (False, True):
+            call = stub(deployment).GenerateSong(request(detach=detach))
+            error = await refusal(call.read())
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        again = await made(deployment)
+        listed = (await stub(deployment).ListSongs(ListSongsRequest())).songs
+        listener.cancel()
+    assert [song.name for song in listed] == [again, song]
+
+
+async def test_watchers_are_bounded(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit"), max_watchers=1) as deployment:
+        song = (await create(deployment)).name
+        first = stub(deployment).WatchSong(WatchSongRequest(song=song))
+        await first.read()
+        error = await refusal(watch(deployment, song))
+        first.cancel()
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_of_songs_named_as_references_no_more_are_decoded_than_may_be(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await made(deployment)
+        deployment.stages["vae"].requests.clear()
+        names = [f"{song}/variants/{'0' * number}" for number in range(1, 100)]
+        error = await refusal(create(deployment, references=names))
+    assert "references has 99 entries; at most" in str(error.details())
+    assert len(deployment.stages["vae"].requests) == 1
+
+
+async def test_a_cancelled_repaint_leaves_nothing_of_its_source(deploy: Deploy, tmp_path: Path) -> None:
+    async with deploy() as deployment:
+        source = await made(deployment)
+    async with deploy(Stuck("dit")) as deployment:
+        task = {"repaint": {"start_s": 1, "end_s": 2}}
+        song = (await create(deployment, task=task, source=source, metadata=None, planner={"enabled": False})).name
+        await asyncio.wait_for(deployment.stages["dit"].begun.wait(), 5)
+        assert {file.name for file in (tmp_path / "songs" / song).iterdir()} >= {"source.npy"}
+        await stub(deployment).CancelSong(CancelSongRequest(song=song))
+        assert list((tmp_path / "songs" / song).iterdir()) == []
 
 
 async def test_a_deleted_song_is_gone(deploy: Deploy) -> None:

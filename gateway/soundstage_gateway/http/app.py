@@ -138,8 +138,10 @@ class Api:
         query.finish()
         kept = await self._studio.find(_song(request))
         is_made = all(found.frame_count for found in kept.song.variants[variant:][:1])
-        bins = (await self._studio.tape(kept.name, variant)).overview(num_bins).tolist() if is_made else []
-        return JSONResponse({"numBins": num_bins, "bins": bins})
+        if not is_made:
+            return JSONResponse({"numBins": num_bins, "bins": []})
+        async with self._studio.tape(kept.name, variant) as tape:
+            return JSONResponse({"numBins": num_bins, "bins": tape.overview(num_bins).tolist()})
 
     async def align_lyrics(self, request: Request) -> Response:
         """GET /v1/songs/{id}/lyrics."""

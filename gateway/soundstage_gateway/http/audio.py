@@ -91,9 +91,9 @@ class Listening:
             place = stack.enter_context(self._shelf.hold(f"{request.path_params['id']}-{wanted.variant}-{tag}"))
             file = place.folder / _FILE
             if not (is_part or is_download or file.exists()):
-                tape = await self._studio.tape(wanted.song, wanted.variant)
-                if not tape.is_whole:
-                    return None
+                async with self._studio.tape(wanted.song, wanted.variant) as tape:
+                    if not tape.is_whole:
+                        return None
             await self._fill(place, wanted, extension)
             headers = {**headers, "ETag": f'"{tag}"'}
             if headers["ETag"] in request.headers.get("if-none-match", ""):
