@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
+from uuid import uuid4
 
 import grpc
 import grpc.aio
@@ -26,6 +27,7 @@ from soundstage_runtime.errors import read_details
 
 WAITS_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _CANCEL_TIMEOUT_S: Final = 5.0
+_FOR_GOOD: Final = "SONG_FAILED"  # though it was for want of a stage
 _CONTINUED: Final = (ENCODING_UNSPECIFIED, ENCODING_PCM, ENCODING_WAV)
 
 Show = Callable[[GenerateSongResponse], None]
@@ -40,7 +42,7 @@ class Listener:
     def __init__(
         self, channel: grpc.aio.Channel, *, tell: Callable[[str], None], waits_s: Sequence[float] = WAITS_S
     ) -> None:
-        self._songs = SongServiceStub(channel)
+        self._channel, self._songs = channel, SongServiceStub(channel)
         self._tell = tell
         self._waits_s = waits_s
 
@@ -54,13 +56,26 @@ class Listener:
         assert caller is not None
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, caller.cancel)
-        song = (await self._songs.CreateSong(CreateSongRequest(request=request))).song
+        song = await self._create(request)
         try:
             yield song
         except BaseException:
             with suppress(grpc.aio.AioRpcError):
                 await self._songs.CancelSong(CancelSongRequest(song=song.name), timeout=_CANCEL_TIMEOUT_S)
             raise
+
+    async def _create(self, request: GenerateSongRequest) -> Song:
+        """Begin a song once, though its answer is lost; a gateway that no request has reached is not asked again."""
+        wanted = CreateSongRequest(request=request, request_id=uuid4().hex)
+        retries, is_sent = _Retries(self._tell, self._waits_s), False
+        while True:
+            try:
+                return (await self._songs.CreateSong(wanted)).song
+            except grpc.aio.AioRpcError as error:
+                is_sent |= self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
+                if not is_sent:
+                    raise
+                await retries.wait(error)
 
     async def watch(self, song: str) -> AsyncGenerator[GenerateSongResponse, None]:
         """Yield a song's events, from the first again after a loss; raises grpc.aio.AioRpcError, the song's own too.
@@ -158,9 +173,10 @@ class _Retries:
             self._waits = iter(self._waits_s)
 
     async def wait(self, error: grpc.aio.AioRpcError) -> None:
-        """Wait before the next attempt; raises an error that tells more than a loss, or the last of too many."""
-        wait_s = next(self._waits, None)
-        if error.code() is not grpc.StatusCode.UNAVAILABLE or read_details(error).reason or wait_s is None:
+        """Wait before the next attempt; raises an error that will not pass, or the last of too many."""
+        wait_s, reason = next(self._waits, None), read_details(error).reason
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or reason == _FOR_GOOD or wait_s is None:
             raise error
-        self._tell(f"the connection is lost; trying again in {wait_s:g} s")
+        why = error.details() if reason else "the connection is lost"
+        self._tell(f"{why}; trying again in {wait_s:g} s")
         await asyncio.sleep(wait_s)

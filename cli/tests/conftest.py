@@ -4,11 +4,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import numpy as np
 import pytest
+from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from soundstage.music.v1.song_service_pb2 import (
@@ -51,6 +52,7 @@ from soundstage.type.v1.audio_pb2 import (
     AudioTrailer,
 )
 from soundstage_gateway.audio_encoder import open_encoder
+from soundstage_runtime.errors import ServiceError, to_status
 
 Context = grpc.ServicerContext
 PAGE_SIZE = 2
@@ -68,7 +70,8 @@ def samples(variant: int = 0) -> NDArray[np.float32]:
 class Keeping(SongServiceServicer):
     """Each of the first streams is cut after as many pieces as `cuts` and `watch_cuts` say, in their order.
 
-    While `is_stuck` songs begin and never end.
+    The first `lost_answers` songs begin unheard. What is cut or lost gives `reason`, if there is one. While `is_stuck`
+    songs begin and never end.
     """
 
     songs: dict[str, Song] = field(default_factory=dict[str, Song])
@@ -76,6 +79,9 @@ class Keeping(SongServiceServicer):
     streamed: list[StreamAudioRequest] = field(default_factory=list[StreamAudioRequest])
     cuts: list[int] = field(default_factory=list[int])
     watch_cuts: list[int] = field(default_factory=list[int])
+    lost_answers: int = 0
+    reason: str = ""
+    requests: dict[str, Song] = field(default_factory=dict[str, Song])  # by their ids
     is_stuck: bool = False
     watched: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -92,12 +98,27 @@ class Keeping(SongServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"song is {name!r}, which is not kept here")
         return self.songs[name]
 
+    def lose(self, context: Context) -> NoReturn:
+        error = ServiceError("Connection reset by peer")
+        error.code, error.reason = grpc.StatusCode.UNAVAILABLE, self.reason
+        if self.reason:
+            context.abort_with_status(rpc_status.to_status(to_status(error)))
+        context.abort(error.code, error.message)
+
     def CreateSong(self, request: CreateSongRequest, context: Context) -> CreateSongResponse:
+        if request.request_id not in self.requests:
+            self.requests[request.request_id] = self.begin(request)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            self.lose(context)
+        return CreateSongResponse(song=self.requests[request.request_id])
+
+    def begin(self, request: CreateSongRequest) -> Song:
         self.created.append(request.request)
         variants = [SongVariant(seed=seed) for seed in range(request.request.variants or 1)]
         song = self.keep(f"{len(self.created):x}", request=request.request, variants=variants)
         song.state = SONG_STATE_RUNNING
-        return CreateSongResponse(song=song)
+        return song
 
     def GetSong(self, request: GetSongRequest, context: Context) -> GetSongResponse:
         return GetSongResponse(song=self.find(request.song, context))
@@ -124,7 +145,7 @@ class Keeping(SongServiceServicer):
         cut = self.watch_cuts.pop(0) if self.watch_cuts else None
         for sequence, event in enumerate(self._events(song)):
             if sequence == cut:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+                self.lose(context)
             event.sequence = sequence
             yield WatchSongResponse(event=event)
             self.watched.set()
@@ -146,7 +167,7 @@ class Keeping(SongServiceServicer):
         cut = self.cuts.pop(0) if self.cuts else None
         for number, response in enumerate(play(request)):
             if number == cut:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+                self.lose(context)
             yield response
 
     def GenerateSong(self, request: GenerateSongRequest, context: Context) -> Iterator[GenerateSongResponse]:

@@ -1,6 +1,7 @@
 """Songs that outlive lost connections."""
 
 import asyncio
+import socket
 from pathlib import Path
 
 import grpc.aio
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundstage.music.v1.song_service_pb2 import GenerateSongResponse, StreamAudioRequest
+from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, GenerateSongResponse, StreamAudioRequest
 from soundstage.type.v1.audio_pb2 import (
     ENCODING_FLAC,
     ENCODING_PCM,
@@ -91,6 +92,49 @@ async def test_attempts_that_get_no_further_come_to_an_end(gateway: str, keeping
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert len(keeping.streamed) == 1 + len(AT_ONCE)
     assert len(sink.data) == 2 * CHUNK_FRAMES * 4
+
+
+@pytest.mark.parametrize("reason", ["CLOSING", "STAGE_UNAVAILABLE"])
+async def test_what_is_not_there_for_a_while_is_asked_again(gateway: str, keeping: Keeping, reason: str) -> None:
+    sink = Memory()
+    keeping.cuts, keeping.reason = [0, 3, 0], reason
+    assert await hear(gateway, keeping, sink) == ["Connection reset by peer; trying again in 0 s"] * 3
+    assert sink.data == to_s16(samples()).tobytes()
+
+
+async def test_a_song_that_has_failed_is_not_asked_again_though_it_was_for_want_of_a_stage(
+    gateway: str, keeping: Keeping
+) -> None:
+    keeping.watch_cuts, keeping.reason = [2, 2], "SONG_FAILED"
+    keeping.keep("a").variants.add()
+    async with grpc.aio.insecure_channel(gateway) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="reset by peer"):
+            await Listener(channel, tell=print, waits_s=AT_ONCE).perform(SONG, {}, show=lambda _: None)
+    assert keeping.watch_cuts == [2]
+
+
+async def test_a_song_whose_answer_is_lost_is_begun_once(gateway: str, keeping: Keeping) -> None:
+    keeping.lost_answers = 2
+    told: list[str] = []
+    async with grpc.aio.insecure_channel(gateway) as channel:
+        listener = Listener(channel, tell=told.append, waits_s=AT_ONCE)
+        async with listener.making(GenerateSongRequest(caption="sea")) as first:
+            pass
+        async with listener.making(GenerateSongRequest(caption="sea")) as second:
+            pass
+    assert list(keeping.songs) == [first.name, second.name]
+    assert told == ["the connection is lost; trying again in 0 s"] * 2
+
+
+async def test_a_gateway_that_is_not_there_is_said_to_be_so_at_once() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        told: list[str] = []
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{nobody.getsockname()[1]}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                async with Listener(channel, tell=told.append).making(GenerateSongRequest()):
+                    pass
+    assert (caught.value.code(), told) == (grpc.StatusCode.UNAVAILABLE, [])
 
 
 async def test_an_error_that_is_no_loss_is_not_tried_again(gateway: str, keeping: Keeping) -> None:
