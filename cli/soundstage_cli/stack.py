@@ -20,7 +20,6 @@ STAGES: Final = ("lm", "dit", "vae")
 _DEFAULTS: Final = {"SOUNDSTAGE_GATEWAY_HTTP_PORT": "0", "GOMP_SPINCOUNT": "1000"}
 _LINES_KEPT: Final = 12
 _LINE_BYTES: Final = 1 << 20
-_STOP_TIMEOUT_S: Final = 40.0
 _PR_SET_PDEATHSIG: Final = 1
 _NOT_TOLD: Final = ("event", "level", "process", "timestamp", "exception")
 
@@ -61,6 +60,7 @@ class Stack:
         flags: Mapping[str, Sequence[str]] | None = None,
         on_change: Callable[[Member], None] = lambda _: None,
         on_warning: Callable[[Member, str], None] = lambda _member, _line: None,
+        stop_timeout_s: float = 40.0,
     ) -> None:
         given = {"lm": ["--model", models.lm], "dit": ["--model", models.dit], "vae": ["--model", models.vae]}
         self._arguments = {name: [*given.get(name, ()), *(flags or {}).get(name, ())] for name in (*STAGES, "gateway")}
@@ -69,6 +69,7 @@ class Stack:
         self._settings = settings or {}
         self._on_change = on_change
         self._on_warning = on_warning
+        self._stop_timeout_s = stop_timeout_s
         self.page = ""
         self._changed = asyncio.Event()
         self._readers: dict[str, asyncio.Task[None]] = {}
@@ -125,12 +126,13 @@ class Stack:
                 self._set_state(member, "stopped")
                 self._signal(member, signal.SIGTERM)
             try:
-                async with asyncio.timeout(_STOP_TIMEOUT_S):
+                async with asyncio.timeout(self._stop_timeout_s):
                     await asyncio.gather(*(self._readers[member.name] for member in running))
             except TimeoutError:
                 for member in running:
                     self._signal(member, signal.SIGKILL)
-                await asyncio.gather(*(self._readers[member.name] for member in running), return_exceptions=True)
+                # Their readers went with the time.
+                await asyncio.gather(*(member.process.wait() for member in running if member.process is not None))
 
     async def _read(self, member: Member, process: Process) -> None:
         assert process.stderr is not None

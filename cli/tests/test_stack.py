@@ -104,6 +104,20 @@ async def test_a_process_that_is_killed_later_is_noticed(fake: Fake) -> None:
     await stack.stop()
 
 
+async def test_a_process_that_does_not_end_is_killed_and_gone_when_the_stack_has_stopped(fake: Fake) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    for number, name in ((1, "dit"), (3, "gateway")):
+        fake(name, READY.format(before=deaf, number=number))
+    stack = Stack(MODELS, stop_timeout_s=0.1)
+    await stack.start()
+    await stack.stop()
+    for name in ("dit", "gateway"):
+        process = stack.members[name].process
+        assert process is not None
+        assert process.returncode == -signal.SIGKILL
+    assert not any(member.is_running for member in stack.members.values())
+
+
 async def test_processes_do_not_outlive_a_killed_parent(fake: Fake, tmp_path: Path) -> None:
     script = (
         "import asyncio\nfrom soundstage_cli.models import Models\nfrom soundstage_cli.stack import Stack\n"
