@@ -35,8 +35,12 @@ class Log:
         self._tell()
 
     async def follow(self, after: int | None = None) -> AsyncGenerator[GenerateSongResponse, None]:
-        """Yield the events after one's number, those to come too; raises the error that ended the song."""
-        next_sequence = 0 if after is None else after + 1
+        """Yield the events after one's number, those to come too; raises the error that ended the song.
+
+        A number that the log has not come to is of an earlier process, which began the song before: all is told again.
+        """
+        last = self.events[-1].sequence if self.events else -1
+        next_sequence = 0 if after is None or after > last else after + 1
         while True:
             news = self._news
             for event in [event for event in self.events if event.sequence >= next_sequence]:

@@ -32,6 +32,20 @@ async def test_followers_get_what_was_and_what_comes_in_order() -> None:
     assert await read(log, after=2) == []
 
 
+async def test_a_number_of_a_longer_log_of_before_is_followed_from_the_start() -> None:
+    log = Log()
+    early = asyncio.create_task(read(log, after=7))
+    await asyncio.sleep(0)
+    log.append(progress(1))
+    late = asyncio.create_task(read(log, after=7))
+    await asyncio.sleep(0)
+    log.append(progress(2))
+    log.close()
+    for events in (await early, await late, await read(log, after=2)):
+        assert [event.progress.done for event in events] == [1, 2]
+    assert await read(log, after=1) == []
+
+
 async def test_a_failed_song_tells_its_events_and_then_its_error() -> None:
     log = Log()
     log.append(progress(1))
