@@ -39,6 +39,7 @@ from soundstage_gateway.order import check_codes, check_words
 from soundstage_gateway.stages import Stages, ask, ask_once
 from soundstage_gateway.variant import compose_request, public_plan
 from soundstage_runtime.admission import Admission
+from soundstage_runtime.request_stream import patient
 from soundstage_runtime.score import INSTRUMENTAL, LATENTS_PER_CODE, MAX_LATENT_FRAMES, SAMPLES_PER_LATENT, SPREAD_RANGE
 from soundstage_runtime.validation import MAX_CAPTION_CHARS, MAX_LYRICS_CHARS, Checks
 
@@ -57,11 +58,15 @@ class _Words:
 
 
 class ComposerServicer(ComposerServiceServicer):
-    """Asks the language model; every call takes one of the places that songs take."""
+    """Asks the language model; every call takes one of the places that songs take.
 
-    def __init__(self, stages: Stages, admission: Admission) -> None:
+    A client that sends nothing for `idle_timeout_s` loses its call and its place.
+    """
+
+    def __init__(self, stages: Stages, admission: Admission, *, idle_timeout_s: float = 30.0) -> None:
         self._stages = stages
         self._admission = admission
+        self._idle_timeout_s = idle_timeout_s
 
     async def PlanSong(self, request: PlanSongRequest, context: Context) -> AsyncGenerator[PlanSongResponse, None]:
         """See composer_service.proto."""
@@ -130,9 +135,10 @@ class ComposerServicer(ComposerServiceServicer):
     ) -> DescribeAudioResponse:
         """See composer_service.proto."""
         requests = aiter(request_iterator)
-        setup = await _read_setup(requests)
-        seed = _seed_of(setup)
         async with self._admission.enter():
+            # Of what follows the setup the codec minds the pace.
+            setup = await _read_setup(patient(requests, timeout_s=self._idle_timeout_s))
+            seed = _seed_of(setup)
             codes = list(setup.codes) or await self._listen(setup, requests)
             understand = UnderstandRequest(codes=codes, sampling=setup.sampling, seed=seed)
             answer = await ask_once(STAGE_LM, self._stages.lm.Understand, understand)

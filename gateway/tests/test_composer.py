@@ -16,10 +16,17 @@ from soundstage.music.v1.composer_service_pb2 import (
     PlanSongResponse,
     PolishSongRequest,
 )
-from soundstage.music.v1.composer_service_pb2_grpc import ComposerServiceStub
+from soundstage.music.v1.composer_service_pb2_grpc import (
+    ComposerServiceStub,
+    add_ComposerServiceServicer_to_server,
+)
 from soundstage.type.v1.audio_pb2 import AudioChunk
 from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage_gateway.composer_servicer import ComposerServicer
+from soundstage_gateway.stages import Stages, Targets
+from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import read_details
+from soundstage_runtime.serve import Server, Service
 
 from .conftest import Broken, Deploy, Deployment, Stuck
 
@@ -136,6 +143,19 @@ async def test_cancel_reaches_the_stage_at_work(deploy: Deploy, name: str) -> No
             await stuck.begun.wait()
             call.cancel()
             await stuck.cancelled.wait()
+
+
+async def test_a_client_that_never_says_what_to_describe_loses_its_place() -> None:
+    admission = Admission("songs", limit=1)
+    stages = Stages(Targets(lm="127.0.0.1:1", dit="127.0.0.1:1", vae="127.0.0.1:1"))
+    composer = ComposerServicer(stages, admission, idle_timeout_s=0.2)
+    service = Service(name="composer", add=lambda server: add_ComposerServiceServicer_to_server(composer, server))
+    async with Server([service]) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        silent, refused = (ComposerServiceStub(channel).DescribeAudio() for _ in range(2))
+        codes = {await call.code() for call in (refused, silent)}
+    await stages.close()
+    assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert admission.in_flight == 0
 
 
 async def test_planning_takes_a_place_as_songs_do(deploy: Deploy) -> None:
