@@ -84,8 +84,12 @@ def read_audio_file(file: BinaryIO) -> Recording:
     length_s = len(samples) / SAMPLE_RATE_HZ
     if length_s < told_s - _SLACK_S:
         _refuse(f"holds {length_s:g} s of the {told_s:g} s that it tells; send a whole file")
-    is_silent = bool(max(samples.max(), -samples.min()) < _SILENCE)
-    return Recording(samples=samples, is_silent=is_silent, sample_rate_hz=rate_hz, channels=channels)
+    return Recording(samples=samples, is_silent=is_silent(samples), sample_rate_hz=rate_hz, channels=channels)
+
+
+def is_silent(samples: Samples) -> bool:
+    """Tell whether nothing can be heard in samples [n, 2]."""
+    return bool(max(samples.max(), -samples.min()) < _SILENCE)
 
 
 def _told_length_s(stream: AudioStream) -> float:

@@ -36,7 +36,6 @@ EXTENSIONS: Final[Mapping[str, AudioFormat]] = {
     "webm": AudioFormat(encoding=ENCODING_WEBM_OPUS),
     "m4a": AudioFormat(encoding=ENCODING_MP4_AAC),
 }
-_SUFFIXES: Final = {ENCODING_MP4_OPUS: ".m4a"} | {found.encoding: f".{name}" for name, found in EXTENSIONS.items()}
 _MEDIA_TYPES: Final = {
     ENCODING_WAV: "audio/wav",
     ENCODING_FLAC: "audio/flac",
@@ -98,11 +97,6 @@ def media_type(audio_format: AudioFormat) -> str:
     kind = _PCM_MEDIA_TYPES[audio_format.sample_format]
     rate_hz, channels = audio_format.sample_rate_hz, audio_format.channels
     return f"{kind}; rate={rate_hz}; channels={channels}; endianness=little-endian"
-
-
-def file_suffix(audio_format: AudioFormat) -> str:
-    """Return how a file of a complete format is called in the end, dot included."""
-    return _SUFFIXES[audio_format.encoding]
 
 
 def _read_format(checks: Checks, asked: AudioFormat, field: str) -> AudioFormat:

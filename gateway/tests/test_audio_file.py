@@ -82,7 +82,7 @@ def test_louder_samples_than_full_scale_are_clipped() -> None:
     assert (made.samples.max(), made.samples.min()) == (1, np.float32(-32_768 / 32_767))
 
 
-@pytest.mark.parametrize(("level", "is_silent"), [(0.0, True), (9e-7, True), (1.1e-6, False)])
+@pytest.mark.parametrize(("level", "is_silent"), [(0.0, True), (9e-7, True), (1.1e-6, False), (-1.1e-6, False)])
 def test_silence_is_what_nobody_hears(level: float, is_silent: bool) -> None:
     assert read(sound_file(np.full((4800, 2), level, np.float32), 48_000, "WAV", "FLOAT")).is_silent is is_silent
 
