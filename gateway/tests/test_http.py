@@ -389,6 +389,19 @@ async def test_a_client_that_goes_away_while_it_sends_leaves_nothing_behind(depl
         assert (await http.get("/v1/songs")).json()["songs"] == []
 
 
+async def test_a_client_that_goes_away_while_its_song_is_accepted_ends_that(deploy: Deploy) -> None:
+    vae = Stuck("vae")
+    async with deploy(vae) as deployment, client(deployment) as http:
+        path = await create(http)
+        await http.get(f"{path}/events")
+        asking = asyncio.create_task(http.post("/v1/songs", json=REQUEST | {"references": [path.removeprefix("/v1/")]}))
+        async with asyncio.timeout(10):
+            await vae.begun.wait()  # the reference is decoded before the song is accepted
+            asking.cancel()
+            await vae.cancelled.wait()
+        assert len((await http.get("/v1/songs")).json()["songs"]) == 1
+
+
 async def test_the_catalog_is_told(deploy: Deploy) -> None:
     async with deploy() as deployment, client(deployment) as http:
         capabilities = (await http.get("/v1/capabilities")).json()

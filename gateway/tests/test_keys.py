@@ -99,6 +99,14 @@ async def test_http_lets_in_who_has_a_key(
     assert statuses == [200, 200, 200]
 
 
+@pytest.mark.parametrize(("path", "host"), [("/v1/songs", "a/static/?"), ("/health%0Az", "a")])
+async def test_what_is_open_is_told_by_the_path_that_is_served(
+    deploy: Deploy, keys_file: Path, path: str, host: str
+) -> None:
+    async with deploy(keys_file=keys_file) as deployment, httpx2.AsyncClient(base_url=deployment.http) as http:
+        assert (await http.get(path, headers={"Host": host})).status_code == 401
+
+
 async def test_players_give_their_key_in_the_address(deploy: Deploy, keys_file: Path) -> None:
     async with deploy(keys_file=keys_file) as deployment, httpx2.AsyncClient(base_url=deployment.http) as http:
         made = await http.post("/v1/songs?key=other", json={"caption": "a", "metadata": {"durationS": 3}})

@@ -4,13 +4,12 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from soundstage_gateway.http.errors import MethodUnknownError, RouteUnknownError, respond
 from soundstage_gateway.keys import Keys
@@ -53,11 +52,13 @@ class Gate:
         answer = _Answer(send, self._stall_timeout_s)
         asked_id = Request(scope).headers.get(call.REQUEST_ID_KEY, "")
         call.enter(call.Call(request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex))
-        work = asyncio.create_task(self._serve(scope, receive, answer))
+        # Until its body has come, a client is heard by the work itself.
+        is_heard = asyncio.Event()
+        if scope["method"] in ("GET", "HEAD"):
+            is_heard.set()
+        work = asyncio.create_task(self._serve(scope, _noting_the_end(receive, is_heard), answer))
         self._works.add(work)
-        # Whoever sends a body is heard by the work itself.
-        has_body = scope["method"] not in ("GET", "HEAD")
-        gone = asyncio.create_task(asyncio.Event().wait() if has_body else _wait_until_gone(receive))
+        gone = asyncio.create_task(_wait_until_gone(receive, is_heard))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -79,7 +80,7 @@ class Gate:
 
     async def _serve(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         try:
-            self._check(Request(scope))
+            self._check(scope)
             scope["app"] = self  # it makes routers raise what else they would answer in plain text
             await self._app(scope, receive, answer.send)
         except Exception as error:
@@ -89,9 +90,11 @@ class Gate:
             else:
                 await respond(told)(scope, receive, answer.send)
 
-    def _check(self, request: Request) -> None:
-        if self._keys is None or _OPEN.fullmatch(request.url.path):
+    def _check(self, scope: Scope) -> None:
+        # The path that the routes go by: a request's address is also made of what its Host header says.
+        if self._keys is None or _OPEN.fullmatch(scope["path"]):
             return
+        request = Request(scope)
         in_query = request.query_params.get("key", "")
         self._keys.check(request.headers.get("authorization", "") or (in_query and f"Bearer {in_query}"))
 
@@ -106,7 +109,7 @@ class _Answer:
         self.sent_bytes = 0
         self.is_whole = False
 
-    async def send(self, message: MutableMapping[str, Any]) -> None:
+    async def send(self, message: Message) -> None:
         """Send a message of ASGI; a client that does not take it is left."""
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
@@ -141,6 +144,19 @@ def _tell(error: Exception) -> ServiceError:
     return ServiceError("an internal error; the server's log has it by request id")
 
 
-async def _wait_until_gone(receive: Receive) -> None:
+def _noting_the_end(receive: Receive, is_heard: asyncio.Event) -> Receive:
+    """Receive in the same way, and set `is_heard` when the whole request has come."""
+
+    async def hear() -> Message:
+        message = await receive()
+        if not message.get("more_body"):
+            is_heard.set()
+        return message
+
+    return hear
+
+
+async def _wait_until_gone(receive: Receive, is_heard: asyncio.Event) -> None:
+    await is_heard.wait()
     while (await receive())["type"] != "http.disconnect":
         pass
