@@ -2,8 +2,8 @@
 
 A step reads one token for every row of every text that has its prompts behind it, and beside them a piece of the
 prompts that came since. So a new text joins at the next step, a long prompt does not hold up the others, and a text
-that is closed takes part in no further step. Where a step has no memory its texts take it in parts, and only one that
-has none by itself ends.
+that is closed takes part in no further step. Where a step has no memory its texts take it in parts, down to a token by
+itself, and only one that has none for that ends.
 """
 
 import asyncio
@@ -200,6 +200,10 @@ class TorchWriter:
         self._leave(entry)
         entry.out.put_nowait(why)
 
+    def _end_all(self, why: ServiceError) -> None:
+        for entry in list(self._live):
+            self._end(entry, why)
+
     def _leave(self, entry: _Entry) -> None:
         if entry in self._waiting:
             self._waiting.remove(entry)
@@ -211,21 +215,17 @@ class TorchWriter:
     async def _run_steps(self) -> None:
         try:
             while self._admit():
-                step = self._plan()
                 try:
-                    outcomes = await self._worker.run(self._take, step)
+                    outcomes = await self._worker.run(self._take, self._plan())
                 except ServiceError as error:  # the device has no memory left even for the draws, say
-                    for entry in list(self._live):
-                        self._end(entry, error)
-                    continue
+                    self._end_all(error)
                 except Exception as error:
                     _log.exception("step_failed", texts=len(self._live))
-                    for entry in list(self._live):
-                        self._end(entry, WriteError(f"a step of the planner failed: {type(error).__name__}"))
-                    continue
-                for entry, token in outcomes.items():
-                    if entry in self._live:
-                        self._go_on(entry, token)
+                    self._end_all(WriteError(f"a step of the planner failed: {type(error).__name__}"))
+                else:
+                    for entry, token in outcomes.items():
+                        if entry in self._live:
+                            self._go_on(entry, token)
         finally:
             self._steps = None
 
@@ -289,7 +289,7 @@ class TorchWriter:
         return outcomes
 
     def _read(self, spans: Sequence[Span]) -> list[Tensor | None]:
-        """Read spans, in halves where they are too many for the memory; None for one too large by itself."""
+        """Read spans, in halves where they are too long for the memory; None where not one token can be read."""
         with suppress(torch.OutOfMemoryError):
             return list(self._model.read(self._cache, spans))
         # The error has been let go, and with it the tensors of its frames.
@@ -297,8 +297,13 @@ class TorchWriter:
         tokens = sum(len(span.tokens) for span in spans)
         self._piece = max(_LEAST_PIECE, min(self._piece, tokens) // 2)
         _log.warning("step_ran_out_of_memory", spans=len(spans), tokens=tokens, piece=self._piece)
-        half = len(spans) // 2
-        return [*self._read(spans[:half]), *self._read(spans[half:])] if half else [None]
+        if len(spans) > 1:
+            half = len(spans) // 2
+            return [*self._read(spans[:half]), *self._read(spans[half:])]
+        if tokens == 1:
+            return [None]
+        first, last = _halve(spans[0])
+        return [None] if self._read([first])[0] is None else self._read([last])
 
     def _choose(self, draws: Sequence[_Draw], allowed: TokenSet) -> list[int | None]:
         """Draw a token for each of several texts that may go on with the same ones; None where logits are of no use."""
@@ -321,3 +326,11 @@ class TorchWriter:
             )
             for wanted, row in zip(draws, guided, strict=True)
         ]
+
+
+def _halve(span: Span) -> tuple[Span, Span]:
+    """Cut a span of several tokens in two, of which the first has the pages that it and what is before it fill."""
+    half = len(span.tokens) // 2
+    middle = span.start + half
+    first = Span(tokens=span.tokens[:half], start=span.start, pages=span.pages[: count_pages(middle)])
+    return first, Span(tokens=span.tokens[half:], start=middle, pages=span.pages)

@@ -242,6 +242,34 @@ async def test_a_step_that_fails_ends_its_texts_and_no_later_ones(
     worker.close()
 
 
+class Forgetful:
+    """A constraint with a bug: on second thoughts it allows nothing, but the text goes on."""
+
+    def __init__(self, allowed: TokenSet) -> None:
+        self._answers = [allowed, allowed]
+
+    @property
+    def allowed(self) -> TokenSet | None:
+        return self._answers.pop() if self._answers else None
+
+    def advance(self, token: int) -> None: ...
+
+
+async def test_a_step_that_cannot_be_planned_ends_its_texts_and_no_later_ones(
+    checkpoint: Checkpoint, worker: Worker, byte_grammar: Grammar
+) -> None:
+    grammar = Mixed(byte_grammar, Forgetful(TokenSet(checkpoint.tokenizer.code_ids)))
+    pages = count_pages(7 + 77) + count_pages(20 + 77)
+    writer = TorchWriter(checkpoint, worker, grammar, kv_cache_gb=(pages + 0.5) * checkpoint.model.page_bytes / 1e9)
+    texts = [make_text(0, count=77), make_text(0, count=30)]  # there is no room for both
+    async with asyncio.timeout(10):
+        error, tokens = await asyncio.gather(*(write(writer, text) for text in texts), return_exceptions=True)
+    assert str(error) == "a step of the planner failed: AssertionError"
+    assert isinstance(tokens, list)
+    assert len(tokens) == 30
+    assert (writer.num_live, writer.num_pages_used) == (0, 0)
+
+
 async def test_words_without_alternative_cost_no_step(checkpoint: Checkpoint, byte_grammar: Grammar) -> None:
     worker = Watched()
     writer = TorchWriter(checkpoint, worker, byte_grammar)
@@ -266,19 +294,19 @@ class Stumbling:
 
 
 class Mixed:
-    """Begins constraints that stumble for texts of one length, and the grammar's for the others."""
+    """Has a constraint of ours for a text of 77 tokens, and the grammar's for the others."""
 
-    def __init__(self, grammar: Grammar, allowed: TokenSet) -> None:
-        self._grammar, self._allowed = grammar, allowed
+    def __init__(self, grammar: Grammar, ours: Constraint) -> None:
+        self._grammar, self._ours = grammar, ours
 
     def begin(self, rule: Rule) -> Constraint:
-        return Stumbling(self._allowed) if rule.max_tokens == 77 else self._grammar.begin(rule)
+        return self._ours if rule.max_tokens == 77 else self._grammar.begin(rule)
 
 
 async def test_a_rule_that_fails_ends_its_own_text_only(
     checkpoint: Checkpoint, worker: Worker, byte_grammar: Grammar
 ) -> None:
-    grammar = Mixed(byte_grammar, TokenSet(checkpoint.tokenizer.code_ids))
+    grammar = Mixed(byte_grammar, Stumbling(TokenSet(checkpoint.tokenizer.code_ids)))
     writer = TorchWriter(checkpoint, worker, grammar)
     texts = [make_text(0, count=77), make_text(1, count=30)]
     error, tokens = await asyncio.gather(*(write(writer, text) for text in texts), return_exceptions=True)
