@@ -345,6 +345,7 @@ def deploy(tmp_path: Path) -> Deploy:
         hls_idle_s: float = 60.0,
         keep_s: float = 3600.0,
         store_limit_bytes: int = 64 << 20,
+        tape_limit_bytes: int = 64 << 20,
         make_store: Callable[..., Store] = Store,
         late: str = "",
     ) -> AsyncGenerator[Deployment, None]:
@@ -365,7 +366,7 @@ def deploy(tmp_path: Path) -> Deploy:
         metrics = Metrics([admission, listeners, watchers, uploads])
         keys = Keys(keys_file) if keys_file else None
         store = make_store(tmp_path / "songs", limit_bytes=store_limit_bytes)
-        tapes = Tapes(tmp_path / "tapes", limit_bytes=64 << 20)
+        tapes = Tapes(tmp_path / "tapes", limit_bytes=tape_limit_bytes)
         shelf = Shelf(tmp_path / "shelf", limit_bytes=shelf_limit_bytes)
         studio = Studio(gateway_stages, admission, assets, store, tapes, shelf, metrics, keep_s=keep_s)
         await studio.open()

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import io
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -306,6 +307,22 @@ async def test_a_song_that_cannot_be_begun_again_is_failed_and_stops_no_other(de
         assert (await get(deployment, other)).state == SONG_STATE_COMPLETED
         error = await refusal(stream(deployment, source))
     assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_everybody_hears_the_own_song_where_there_is_room_for_no_tape(deploy: Deploy) -> None:
+    async with deploy(tape_limit_bytes=1) as deployment:
+        songs = [await made(deployment, seeds=[seed]) for seed in range(6)]
+        alone = [pcm(await stream(deployment, song)) for song in songs]
+        outputs = [{"peak_dbfs": 20 * math.log10((seed + 99) / 32_767)} for seed in range(6)]  # the peak it has
+        for output in ({}, None):
+            heard = await asyncio.gather(
+                *(
+                    stream(deployment, songs[number % 6], output=outputs[number % 6] if output is None else output)
+                    for number in range(36)
+                )
+            )
+            assert [pcm(events) for events in heard] == [alone[number % 6] for number in range(36)]
+    assert len(set(alone)) == 6
 
 
 async def test_a_refused_listener_takes_no_songs_place(deploy: Deploy) -> None:
