@@ -177,22 +177,31 @@ class DitEngine:
             self._steps = asyncio.create_task(self._run_steps(), context=contextvars.Context())
 
     async def _run_steps(self) -> None:
-        songs = self._line.songs
         try:
-            while songs:
-                for journey in [journey for journey in songs if journey.trajectory is None]:
-                    if journey in songs:  # it may have left while another was prepared
-                        if not self._guard.lets_begin(journey, self._line.begun):
-                            break
-                        journey.used = min((other.used for other in self._line.begun), default=0)
-                        if self._residence and not self._residence.has(journey.model):
-                            wait_s = self._residence.wait_s(journey.model)
-                            journey.events.put_nowait(Queued(position=0, wait_s=wait_s))
-                        await self._work([journey], self._prepare)
-                if batch := take_turn(self._line.begun, max_songs=self._max_batch, max_tokens=self._tokens_at_once):
-                    await self._take_step(self._guard.lower(batch))
+            while self._line.songs:
+                try:
+                    await self._prepare_songs()
+                    if batch := take_turn(self._line.begun, max_songs=self._max_batch, max_tokens=self._tokens_at_once):
+                        await self._take_step(self._guard.lower(batch))
+                except Exception as error:  # of ours, as the worker's are caught: no call may wait for ever
+                    _log.exception("turn_failed", songs=len(self._line.songs))
+                    for journey in list(self._line.songs):
+                        journey.events.put_nowait(DenoiseError(f"a turn of the songs failed: {type(error).__name__}"))
+                        self._leave(journey)
         finally:
             self._steps = None
+
+    async def _prepare_songs(self) -> None:
+        songs = self._line.songs
+        for journey in [journey for journey in songs if journey.trajectory is None]:
+            if journey in songs:  # it may have left while another was prepared
+                if not self._guard.lets_begin(journey, self._line.begun):
+                    break
+                journey.used = min((other.used for other in self._line.begun), default=0)
+                if self._residence and not self._residence.has(journey.model):
+                    wait_s = self._residence.wait_s(journey.model)
+                    journey.events.put_nowait(Queued(position=0, wait_s=wait_s))
+                await self._work([journey], self._prepare)
 
     async def _take_step(self, batch: Sequence[Journey]) -> None:
         tokens = sum(journey.tokens for journey in batch)

@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Never, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from soundstage_dit.journey import DenoiseError
 from soundstage_dit.line import SongTooLargeError
 from soundstage_dit.memory import estimate_bytes
 from soundstage_dit.model.adapter import Adaptation
-from soundstage_dit.model.dit import Dit
+from soundstage_dit.model.dit import Dit, DitLayer
 from soundstage_dit.schedule import schedule
 from soundstage_dit.scheduler import Queued
 from soundstage_dit.song import (
@@ -257,6 +257,26 @@ async def test_a_failed_step_fails_its_songs_and_the_next_ones_go_well(model: Lo
         await finish(engine, song_of(40, steps=4))
     assert engine.num_songs == 0
     assert (await finish(engine, song_of(40, steps=4))).shape == (40, 64)
+    engine.close()
+
+
+async def test_a_turn_that_fails_ends_its_songs_and_those_that_wait_go_on(model: LoadedModel) -> None:
+    steps, engine = stepwise(model, max_songs=2)
+
+    class Immeasurable:
+        def __getitem__(self, _: slice) -> Never:
+            steps.layers = model.dit.layers
+            raise LookupError
+
+    steps.layers = cast(list[DitLayer], Immeasurable())
+    steps.allow(100)
+    async with asyncio.timeout(10):
+        songs = (finish(engine, song_of(20, steps=2, seed=seed)) for seed in range(4))
+        *failed, third, fourth = await asyncio.gather(*songs, return_exceptions=True)
+    assert [repr(failure) for failure in failed] == ["DenoiseError('a turn of the songs failed: LookupError')"] * 2
+    assert isinstance(third, np.ndarray)
+    assert isinstance(fourth, np.ndarray)
+    assert (engine.num_songs, engine.num_waiting) == (0, 0)
     engine.close()
 
 
