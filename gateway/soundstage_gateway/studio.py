@@ -34,7 +34,7 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32, Tensor
 from soundstage_gateway.assets import Assets
-from soundstage_gateway.audio_file import Recording, Samples
+from soundstage_gateway.audio_file import Recording, Samples, is_silent
 from soundstage_gateway.hearing import encode
 from soundstage_gateway.log import Log
 from soundstage_gateway.metrics import Metrics
@@ -424,7 +424,7 @@ class Studio:
             return None
         async with self.tape(song, number) as tape, aclosing(tape.read(0, tape.num_frames)) as pieces:
             samples = await asyncio.to_thread(np.concatenate, [piece async for piece in pieces])
-        return Recording(samples=samples, is_silent=not samples.any(), sample_rate_hz=SAMPLE_RATE_HZ, channels=2)
+        return Recording(samples=samples, is_silent=is_silent(samples), sample_rate_hz=SAMPLE_RATE_HZ, channels=2)
 
     async def _hear_source(self, order: Order, model_fingerprint: str) -> Heard:
         """Encode the source, once for all variants."""
