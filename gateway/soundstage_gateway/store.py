@@ -166,14 +166,13 @@ class Store:
     @_whole
     async def sweep(self, now_s: float) -> list[str]:
         """Forget what has expired, then the oldest until the rest fits; return their names. Running songs stay."""
-        done = select(_Row.name, _Row.size_bytes).where(_Row.is_running.is_(False))
+        has_expired = _Row.expire_time_s <= now_s
+        done = select(_Row.name, _Row.size_bytes, has_expired).where(_Row.is_running.is_(False))
+        gone: list[str] = []
         async with self._session() as session:
-            gone = list((await session.scalars(done.where(_Row.expire_time_s <= now_s))).all())
             size_bytes = (await session.scalar(select(func.sum(_Row.size_bytes)))) or 0
-            for name, taken_bytes in (await session.execute(done.order_by(_Row.number))).all():
-                if name in gone:
-                    size_bytes -= taken_bytes
-                elif size_bytes > self._limit_bytes:
+            for name, taken_bytes, is_over in await session.execute(done.order_by(has_expired.desc(), _Row.number)):
+                if is_over or size_bytes > self._limit_bytes:
                     gone.append(name)
                     size_bytes -= taken_bytes
         for name in gone:
