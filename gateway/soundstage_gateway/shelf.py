@@ -11,12 +11,13 @@ from pathlib import Path
 
 @dataclass(slots=True, kw_only=True)
 class Place:
-    """A folder on the shelf; who fills it holds the lock."""
+    """A folder on the shelf; who fills it holds the lock. One that `has_to_go` is there for its holders alone."""
 
     folder: Path
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     num_holders: int = 0
     size_bytes: int = 0
+    has_to_go: bool = False
 
 
 class Shelf:
@@ -45,14 +46,22 @@ class Shelf:
             yield place
         finally:
             place.num_holders -= 1
-            place.size_bytes = sum(file.stat().st_size for file in place.folder.glob("*"))
-            self._make_room()
+            if not place.num_holders:
+                self._let_go(name, place)
 
     def remove(self, song: str) -> None:
-        """Clear a song's places, but those that are held."""
-        for name in [name for name in self._places if name.startswith(f"{song.rpartition('/')[2]}-")]:
-            if not self._places[name].num_holders:
-                self._clear(name)
+        """Clear a song's places, those that are held as soon as they are let go."""
+        for name, place in list(self._places.items()):
+            if name.startswith(f"{song.rpartition('/')[2]}-"):
+                place.has_to_go = True
+                if not place.num_holders:
+                    self._clear(name)
+
+    def _let_go(self, name: str, place: Place) -> None:
+        place.size_bytes = sum(file.stat().st_size for file in place.folder.glob("*"))
+        if place.has_to_go or not place.size_bytes:
+            self._clear(name)
+        self._make_room()
 
     def _make_room(self) -> None:
         size_bytes = self.size_bytes
