@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from .conftest import Broken, Deploy, Steady, Stuck
-from .web import Gradual, client, create, until
+from .web import Gradual, Held, client, create, leave, until
 
 FRAMES = 5 * 48_000
 DELAY = 1024  # of AAC, which decoders play
@@ -104,6 +104,21 @@ async def test_a_playlist_that_nobody_asks_for_any_more_ends(deploy: Deploy) -> 
         await until(lambda: deployment.listeners.in_flight == 1)
         waiting.cancel()
         await until(lambda: not deployment.listeners.in_flight)
+
+
+async def test_a_playlist_that_is_left_while_it_begins_can_be_asked_for_again(deploy: Deploy) -> None:
+    async with deploy(hls_idle_s=0) as deployment, client(deployment) as http:
+        path = await create(http, metadata={"durationS": 5})
+        await http.get(f"{path}/audio.wav")
+        held = Held(when=lambda: True)
+        asyncio.get_running_loop().set_default_executor(held)
+        asking = asyncio.create_task(http.get(f"{path}/hls/index.m3u8"))
+        await held.begun.wait()
+        await leave(http, asking)
+        held.may_go_on.set()
+        await until(lambda: not deployment.listeners.in_flight)
+        async with asyncio.timeout(5):
+            assert (await http.get(f"{path}/hls/index.m3u8")).status_code == 200
 
 
 @pytest.mark.players

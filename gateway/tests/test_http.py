@@ -5,6 +5,7 @@ import io
 import json
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import httpx2
@@ -19,7 +20,7 @@ from soundstage_runtime.validation import MAX_CAPTION_CHARS
 
 from .conftest import Broken, Deploy, Stuck
 from .files import sound_file, words
-from .web import REQUEST, Gradual, client, create, finish, num_frames, until
+from .web import REQUEST, Gradual, Held, client, create, finish, leave, num_frames, until
 
 FRAMES = 4 * 48_000
 
@@ -302,6 +303,20 @@ async def test_files_are_kept_while_there_is_room(deploy: Deploy) -> None:
         left = deployment.shelf.size_bytes
     assert 0 < kept <= 2_000_000
     assert left == 0
+
+
+async def test_a_file_is_finished_though_its_client_goes_away(deploy: Deploy, tmp_path: Path) -> None:
+    async with deploy() as deployment, client(deployment) as http:
+        path = await finish(http)
+        held = Held(when=lambda: not deployment.listeners.in_flight)  # when the song is encoded
+        asyncio.get_running_loop().set_default_executor(held)
+        asking = asyncio.create_task(http.get(f"{path}/audio.webm?download=1"))
+        await held.begun.wait()
+        await leave(http, asking)
+        held.may_go_on.set()
+        await until(lambda: bool(deployment.shelf.size_bytes))
+        [folder] = (tmp_path / "shelf").iterdir()
+    assert [file.name for file in folder.iterdir()] == ["audio"]
 
 
 async def test_events_come_as_they_happen_and_go_on_where_they_were_left(deploy: Deploy) -> None:

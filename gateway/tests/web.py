@@ -1,8 +1,10 @@
-"""HTTP clients, and a codec that they can watch."""
+"""HTTP clients, and what they can watch: a codec, and threads."""
 
 import asyncio
 import io
+import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +46,33 @@ async def until(condition: Callable[[], bool]) -> None:
 def num_frames(data: bytes) -> int:
     with av.open(io.BytesIO(data), "r") as file:
         return sum(frame.samples for frame in file.decode(audio=0))
+
+
+async def leave(http: httpx2.AsyncClient, asking: "asyncio.Task[httpx2.Response]") -> None:
+    """Go away before the answer, and come back when the server has seen that."""
+    asking.cancel()
+    await asyncio.wait({asking})
+    await http.get("/healthz")
+
+
+class Held(ThreadPoolExecutor):
+    """Threads that begin what they are given `when` it is time to hold it, and do it when they are let."""
+
+    def __init__(self, when: Callable[[], bool]) -> None:
+        super().__init__()
+        self._when = when
+        self.begun = asyncio.Event()
+        self.may_go_on = threading.Event()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        def wait_and_do() -> Any:
+            self.may_go_on.wait(10)
+            return fn(*args, **kwargs)
+
+        if not self._when():
+            return super().submit(fn, *args, **kwargs)
+        self.begun.set()
+        return super().submit(wait_and_do)
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """A song's audio: as it is decoded while it is new, as a file with ranges afterwards."""
 
-import asyncio
 import hashlib
 import re
 import struct
@@ -21,6 +20,7 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, S
 from soundstage_gateway.audio_format import EXTENSIONS, Output, media_type, read_output
 from soundstage_gateway.http.errors import RangeError, RouteUnknownError
 from soundstage_gateway.http.live import LiveResponse
+from soundstage_gateway.http.thread import run_to_end
 from soundstage_gateway.http.wire import NO_CALL, Query
 from soundstage_gateway.servicer import SongServicer
 from soundstage_gateway.shelf import Place, Shelf
@@ -110,7 +110,7 @@ class Listening:
                     async for event in events:
                         raw.write(event.audio_chunk.data)
                 raw.flush()
-                await asyncio.to_thread(_finish, Path(raw.name), place.folder / _FILE, extension)
+                await run_to_end(lambda: _finish(Path(raw.name), place.folder / _FILE, extension))
 
 
 class _HeldFile(FileResponse):

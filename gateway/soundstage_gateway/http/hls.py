@@ -3,11 +3,12 @@
 import asyncio
 import re
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import aclosing, contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import av
 import grpc
@@ -19,6 +20,7 @@ from starlette.responses import Response
 from soundstage.music.v1.song_service_pb2 import OutputOptions, StreamAudioRequest
 from soundstage.type.v1.audio_pb2 import ENCODING_PCM, SAMPLE_FORMAT_F32, AudioFormat
 from soundstage_gateway.audio_file import Samples
+from soundstage_gateway.http.thread import run_to_end
 from soundstage_gateway.http.wire import NO_CALL, Query
 from soundstage_gateway.servicer import SongServicer
 from soundstage_gateway.shelf import Shelf
@@ -34,8 +36,6 @@ _BIT_RATE_BPS: Final = 192_000
 _INDEX: Final = "index.m3u8"
 _END: Final = "#EXT-X-ENDLIST"
 _FILE: Final = re.compile(r'(?<=^#EXT-X-MAP:URI=")[^"]+|^[^#\n]+', re.MULTILINE)
-
-T = TypeVar("T")
 
 
 class SegmentUnknownError(ServiceError):
@@ -114,21 +114,23 @@ class Broadcasts:
         output = OutputOptions(format=AudioFormat(encoding=ENCODING_PCM, sample_format=SAMPLE_FORMAT_F32))
         wanted = StreamAudioRequest(song=song, variant=variant, output=output)
         with self._shelf.hold(name) as place:
-            segments = await asyncio.to_thread(_Segments, place.folder)
+            segments = None
             try:
+                segments = _Segments(place.folder)
                 async with aclosing(self._servicer.StreamAudio(wanted, NO_CALL)) as events:
                     async for event in events:
                         if event.HasField("audio_chunk"):
                             samples = from_bytes(event.audio_chunk.data, SAMPLE_FORMAT_F32)
-                            await _in_thread(lambda samples=samples: segments.feed(samples))
+                            await run_to_end(partial(segments.feed, samples))
                         if (place.folder / _INDEX).exists():
                             broadcast.begun.set()
-                await _in_thread(segments.close)
+                await run_to_end(segments.close)
             except BaseException as error:
                 # Without its folder the encoder cannot write that the song ends here.
                 shutil.rmtree(place.folder)
-                with suppress(OSError):
-                    segments.close()
+                if segments:
+                    with suppress(OSError):
+                        segments.close()
                 place.folder.mkdir()
                 if not isinstance(error, Exception):
                     raise
@@ -192,12 +194,3 @@ class _Segments:
         """Write what is left, and that the song ends."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    """Run a function on another thread, to its end though the caller is cancelled."""
-    work = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(work)
-    finally:
-        await asyncio.wait({work})
