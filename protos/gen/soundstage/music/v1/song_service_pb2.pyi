@@ -165,7 +165,7 @@ class GenerateSongRequest(_message.Message):
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_options_pb2.AdapterUse]:
-        """adapters are put to work in this song."""
+        """adapters are put to work in this song, at most 16."""
 
     def __init__(
         self,
@@ -445,7 +445,9 @@ class WatchSongRequest(_message.Message):
     song: _builtins.str
     """song is its name: "songs/{id}"."""
     after_sequence: _builtins.int
-    """after_sequence is the last event that the client has. Default none."""
+    """after_sequence is the last event that the client has. Default none. A song that is begun again after a restart counts
+    from 0 again, and a number that it has not come to tells all.
+    """
     def __init__(
         self,
         *,

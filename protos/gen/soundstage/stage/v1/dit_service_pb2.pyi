@@ -206,7 +206,7 @@ class DenoiseSetup(_message.Message):
 
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_options_pb2.AdapterUse]:
-        """adapters are put to work in this song."""
+        """adapters are put to work in this song, at most 16."""
 
     def __init__(
         self,
