@@ -16,6 +16,7 @@ from rich.text import Text
 from soundstage_budget.cards import GIB, Card, UnknownCardError, find_card
 from soundstage_budget.deployment import Deployment, Wishes, deploy, usable_bytes
 from soundstage_budget.engine_choice import AskedEngine
+from soundstage_budget.larger_card import describe_next
 from soundstage_budget.models import DITS
 from soundstage_budget.plan import DoesNotFitError, Plan, Service, size
 from soundstage_budget.tiers import LM_SIZES
@@ -61,18 +62,20 @@ def doctor(
             raise typer.BadParameter(f"is {value!r}; must be one of {', '.join(known)}", param_hint=hint)
     found = find_own_card() if card is None else shrink(find_named(card), os.environ.get("MAX_CUDA_VRAM"))
     budgets = read_budgets(gpu_memory or [], usable_bytes(found))
-    wishes: Any = {"lm": lm, "dit": dit, "engine": engine}
+    asked: Any = {"lm": lm, "dit": dit, "engine": engine}
+    wishes = Wishes(**asked)
     try:
-        deployment = deploy(found, Wishes(**wishes), budgets)
+        deployment = deploy(found, wishes, budgets)
     except DoesNotFitError as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     if plot is not None:
         draw(deployment, plot)
+    next_card = "" if budgets else describe_next(deployment, wishes)
     if as_json:
-        print(json.dumps(asdict(deployment), indent=2))
+        print(json.dumps({**asdict(deployment), "next_card": next_card}, indent=2))
     else:
-        show(Console(), deployment)
+        show(Console(), deployment, next_card)
 
 
 def find_own_card() -> Card:
@@ -143,8 +146,8 @@ def read_card(answer: str) -> Card | None:
         return None
 
 
-def show(console: Console, deployment: Deployment) -> None:
-    """Print a deployment for people."""
+def show(console: Console, deployment: Deployment, next_card: str) -> None:
+    """Print a deployment for people, and what a larger card would have."""
     card = deployment.card
     kind = "no card" if card.capability is None else "capability " + ".".join(map(str, card.capability))
     memory = f"{card.memory_gib:.1f} GiB, {size(deployment.usable_bytes)} of it to share"
@@ -172,8 +175,8 @@ def show(console: Console, deployment: Deployment) -> None:
     console.print(f"{size(deployment.used_bytes)} in all, {size(free)} left", highlight=False)
     for words in deployment.given_up:
         console.print(f"given up: {words}", highlight=False)
-    if deployment.next_card:
-        console.print(f"next: {deployment.next_card}", highlight=False)
+    if next_card:
+        console.print(f"next: {next_card}", highlight=False)
 
 
 def bar(plan: Plan, total_bytes: int) -> Text:
@@ -213,7 +216,7 @@ def draw(deployment: Deployment, path: Path) -> None:
     axes.legend()
     try:
         figure.savefig(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no picture ends in that
         raise typer.BadParameter(f"is {str(path)!r}, which cannot be written: {error}", param_hint="--plot") from error
     finally:
         pyplot.close(figure)

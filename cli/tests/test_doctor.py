@@ -98,8 +98,9 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    answer = doctor("--card", "RTX 3080", "--plot", str(tmp_path / "none" / "memory.png"))
+@pytest.mark.parametrize("name", ["none/memory.png", "memory.txt"])
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path: Path, name: str) -> None:
+    answer = doctor("--card", "RTX 3080", "--plot", str(tmp_path / name))
     assert answer.exit_code == 2
     assert "cannot be written" in " ".join(answer.stderr.split())
 

@@ -20,7 +20,7 @@ from soundstage_budget.plan import (
     plan_vae,
     size,
 )
-from soundstage_budget.tiers import LM_SIZES, LmSize, Tier, next_tier, tier_of
+from soundstage_budget.tiers import LM_SIZES, LmSize, Tier, tier_of
 
 _RESERVE: Final = 0.04  # of a card, for what it shows and what drivers round up
 
@@ -47,7 +47,6 @@ class Deployment:
     usable_bytes: int
     plans: tuple[Plan, ...]
     given_up: tuple[str, ...]
-    next_card: str
 
     @property
     def used_bytes(self) -> int:
@@ -83,47 +82,27 @@ def deploy(card: Card, wishes: Wishes, budgets: Mapping[Service, int] | None = N
     """
     if budgets:
         admit(card, budgets)
-    tier = tier_of(card.memory_gib if card.capability else 0)
-    chooser = _Chooser(card=card, tier=tier, wishes=wishes)
+    chooser = _Chooser(card=card, wishes=wishes)
     plans = chooser.plan_within(budgets) if budgets else chooser.share()
     return Deployment(
         card=card,
-        tier=tier,
+        tier=chooser.tier,
         usable_bytes=usable_bytes(card),
         plans=plans,
         given_up=(*chooser.refuse(plans), *(f"{plan.service}: {words}" for plan in plans for words in plan.given_up)),
-        next_card=describe_next(tier),
     )
-
-
-def describe_next(tier: Tier) -> str:
-    """Say what a card of the next tier would buy; "" for the highest."""
-    above = next_tier(tier)
-    if above is None:
-        return ""
-    gains = [
-        f"the {above.default_lm} language model" if above.default_lm != tier.default_lm else "",
-        f"a choice of {', '.join(above.lm_sizes)}" if len(above.lm_sizes) > max(1, len(tier.lm_sizes)) else "",
-        "vLLM" if above.is_vllm and not tier.is_vllm else "",
-        "the XL models" if above.has_xl and not tier.has_xl else "",
-        _more(tier.with_lm.max_batch, above.with_lm.max_batch, "{} songs at once"),
-        _more(tier.with_lm.max_duration_s // 60, above.with_lm.max_duration_s // 60, "songs of {} minutes"),
-        "weights in full, all on the card" if tier.is_int8 and not above.is_int8 else "",
-    ]
-    return f"a card of {above.least_gib:g} GB would have {', '.join(filter(None, gains)) or 'more room'}"
-
-
-def _more(now: int, then: int, words: str) -> str:
-    return words.format(then) if then > now else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chooser:
-    """Plans for one card, one tier and one set of wishes."""
+    """Plans for one card and one set of wishes."""
 
     card: Card
-    tier: Tier
     wishes: Wishes
+
+    @property
+    def tier(self) -> Tier:
+        return tier_of(self.card.memory_gib if self.on_card else 0)
 
     @property
     def on_card(self) -> bool:
@@ -155,7 +134,7 @@ class _Chooser:
     def quantizations(self) -> tuple[Quantization, ...]:
         if self.wishes.quantization is not None:
             return (self.wishes.quantization,)
-        return ("int8",) if self.tier.is_int8 else ("none", "int8")
+        return ("int8",) if self.tier.is_int8 and self.on_card else ("none", "int8")
 
     def limit(self, lm: LmSize | None) -> tuple[int, int]:
         """Return the longest song in seconds and the most at once, by tier and wish."""
@@ -269,11 +248,13 @@ class _Chooser:
     def refuse(self, plans: tuple[Plan, ...]) -> list[str]:
         """Say what was wished for and is not there."""
         by_service = {plan.service: plan for plan in plans}
-        wanted = self.tier.default_lm or "none" if self.wishes.lm == "auto" else self.wishes.lm
+        wanted = self.tier.default_lm if self.wishes.lm == "auto" else self.wishes.lm
         given = by_service["lm"].variant if "lm" in by_service else "none"
-        words = (
-            [] if wanted == given else [f"language model: {wanted} asked, {given} fits a card of tier {self.tier.name}"]
-        )
+        words: list[str] = []
+        if wanted is None:
+            words.append(f"language model: none is planned at tier {self.tier.name}")
+        elif wanted != given:
+            words.append(f"language model: {wanted} asked, {given} fits a card of tier {self.tier.name}")
         dit = by_service.get("dit")
         if dit is not None and dit.variant != self.wishes.dit:
             words.append(

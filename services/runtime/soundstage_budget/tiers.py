@@ -81,9 +81,3 @@ def tier_of(memory_gib: float) -> Tier:
     if memory_gib <= _TINY_GIB:
         return TIERS[0]
     return max((tier for tier in TIERS if tier.least_gib - _TOLERANCE_GIB <= memory_gib), key=lambda t: t.least_gib)
-
-
-def next_tier(tier: Tier) -> Tier | None:
-    """Return the tier above; None above the highest."""
-    place = TIERS.index(tier)
-    return TIERS[place + 1] if place + 1 < len(TIERS) else None

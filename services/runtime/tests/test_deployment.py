@@ -120,6 +120,7 @@ def test_a_budget_too_small_for_anything_is_refused_with_the_figures() -> None:
         ("RTX 3060 12GB", Wishes(max_batch=8), "dit: songs at once: 8 asked, 2 fits"),
         ("RTX 3060 12GB", Wishes(), "dit: speed: networks leave the card when they are idle"),
         ("GTX 1650", Wishes(lm="0.6B"), "language model: 0.6B asked, none fits a card of tier 1"),
+        ("GTX 1650", Wishes(), "language model: none is planned at tier 1"),
     ],
 )
 def test_what_a_card_cannot_do_is_said_and_the_nearest_is_done(card: str, wishes: Wishes, words: str) -> None:
@@ -127,8 +128,8 @@ def test_what_a_card_cannot_do_is_said_and_the_nearest_is_done(card: str, wishes
 
 
 def test_a_card_that_can_all_gives_nothing_up() -> None:
-    deployment = deploy(find_card("H100"), Wishes(lm="4B", dit="xl-base", max_batch=8, max_duration_s=600))
-    assert (deployment.given_up, deployment.next_card) == ((), "")
+    wishes = Wishes(lm="4B", dit="xl-base", max_batch=8, max_duration_s=600)
+    assert deploy(find_card("H100"), wishes).given_up == ()
 
 
 def test_xl_on_a_card_of_twelve_gigabytes_is_offloaded_and_int8() -> None:
@@ -137,10 +138,10 @@ def test_xl_on_a_card_of_twelve_gigabytes_is_offloaded_and_int8() -> None:
     assert dit.offload != "none"
 
 
-def test_the_next_card_is_told_by_what_it_buys() -> None:
-    assert deploy(find_card("RTX 3080"), Wishes()).next_card == (
-        "a card of 12 GB would have the 1.7B language model, a choice of 0.6B, 1.7B, the XL models, 4 songs at once"
-    )
+def test_a_machine_without_a_card_gives_up_no_precision() -> None:
+    deployment = deploy(Card(memory_gib=23.5), Wishes())
+    assert by_service(deployment.plans)["dit"].quantization == "none"
+    assert deployment.given_up == ("language model: none is planned at tier 1",)
 
 
 def test_no_card_has_the_limits_of_the_lowest_tier() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundstage_budget.tiers import TIERS, LmSize, Tier, next_tier, tier_of
+from soundstage_budget.tiers import TIERS, LmSize, tier_of
 
 ALL = ("0.6B", "1.7B", "4B")
 
@@ -56,10 +56,3 @@ def test_every_row_of_the_guide(
 def test_more_memory_is_never_a_lower_tier(one: float, other: float) -> None:
     low, high = sorted((one, other))
     assert TIERS.index(tier_of(low)) <= TIERS.index(tier_of(high))
-
-
-def test_the_tiers_follow_each_other() -> None:
-    climbed: list[Tier | None] = [TIERS[0]]
-    while climbed[-1] is not None:
-        climbed.append(next_tier(climbed[-1]))
-    assert climbed == [*TIERS, None]
