@@ -45,14 +45,49 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_says_why_an_engine_cannot_be_measured(tmp_path: Path) -> None:
-    options = ["--size", "tiny", "--engine", "vllm", "--rounds", "1", "--dtype", "float32", "--cache", str(tmp_path)]
-    done = CliRunner().invoke(app, ["bench", "lm", *options])
+    options = ["--size", "tiny", "--engine", "vllm", "--rounds", "1", "--dtype", "float32"]
+    folders = ["--cache", str(tmp_path), "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, ["bench", "lm", *options, *folders])
     assert done.exit_code == 1
     assert "runs on torch, not on vllm" in done.output
 
 
-def test_refuses_a_size_it_does_not_know() -> None:
-    assert CliRunner().invoke(app, ["bench", "lm", "--size", "9B"]).exit_code == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lm", "--size", "9B"], "--size: is '9B'; must be one of 0.6B, tiny"),
+        (["lm", "--size", "tiny", "--engine", "jax"], "--engine: is 'jax'; must be one of torch, vllm"),
+        (["lm", "--size", "tiny", "--dtype", "foo"], "--dtype: is 'foo'; must be one of float32, bfloat16"),
+        (["lm", "--size", "tiny", "--vllm-python", "/nope"], "--vllm-python: is '/nope', which cannot be run"),
+        (["lm", "--size", "tiny", "--cache", "a_file"], "--cache: is 'a_file', which cannot be made: File exists"),
+        (["dit", "--output", "a_file"], "--output: is 'a_file', which cannot be made: File exists"),
+        (["vae", "--output", "/proc/x"], "--output: is '/proc/x', which cannot be made: No such file or directory"),
+        (["dit", "--size", "9B"], "--size: is '9B'; must be one of tiny, mid, 2B, XL"),
+        (["dit", "--dtype", "zz"], "--dtype: is 'zz'; must be one of float32, bfloat16, float16"),
+        (["dit", "--device", "tpu"], "--device: is 'tpu'; must be one of cpu, cuda"),
+        (
+            ["dit", "--max-seconds", "10"],
+            "--max-seconds: is 10, shorter than any song that is measured; must be 30 or more",
+        ),
+    ],
+)
+def test_refuses_what_it_cannot_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("a_file").touch()
+    done = CliRunner().invoke(app, ["bench", *arguments])
+    assert done.exit_code == 2
+    assert f"Invalid value for {words}" in done.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
+@pytest.mark.parametrize("command", ["dit", "vae"])
+def test_refuses_a_card_that_is_not_here(tmp_path: Path, command: str) -> None:
+    done = CliRunner().invoke(app, ["bench", command, "--size", "tiny", "--device", "cuda", "-o", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "no card here" in done.output
 
 
 def test_measures_a_tiny_transformer_and_writes_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,8 +130,3 @@ def test_a_step_is_compared_with_the_same_case_in_its_round() -> None:
         (2.0, 2.0)
     }
     assert {(ratio.least, ratio.most) for (engine, _), ratio in ratios.items() if engine == "diffusers"} == {(1.0, 1.0)}
-
-
-@pytest.mark.parametrize("option", ["--size", "--device", "--dtype"])
-def test_refuses_what_no_transformer_is_measured_with(option: str) -> None:
-    assert CliRunner().invoke(app, ["bench", "dit", option, "9B"]).exit_code == 2

@@ -1,11 +1,13 @@
 """`soundstage bench`."""
 
 import asyncio
+import os
+import shutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,6 +17,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+_DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
 @app.callback()
@@ -40,10 +43,17 @@ def lm(
     from soundstage_cli.bench.report import make_table, summarize, write_report
     from soundstage_cli.bench.stage import StageDiedError
 
-    _check_choices({"--size": (size, SHAPES)})
+    engines = engine or ["torch"]
+    _check_choice("--size", SHAPES, size)
+    _check_choice("--engine", ("torch", "vllm"), *engines)
+    _check_choice("--dtype", ("float32", "bfloat16"), dtype)
+    if shutil.which(vllm_python) is None:
+        raise typer.BadParameter(f"is {str(vllm_python)!r}, which cannot be run", param_hint="--vllm-python")
+    _make_folder("--output", output)
+    _make_folder("--cache", cache)
     plan = Plan(
         size=size,
-        engines=engine or ["torch"],
+        engines=engines,
         songs=songs or [1, 4, 8],
         rounds=rounds,
         num_codes=codes,
@@ -84,16 +94,22 @@ def dit(
     from soundstage_cli.bench.dit import CASES, SIZES, Plan, measure  # torch and diffusers take seconds to import
     from soundstage_cli.bench.dit_report import make_table, summarize, write_report
 
-    choices = {"--size": (size, [*SIZES]), "--device": (device, ["cpu", "cuda"])}
-    choices["--dtype"] = (dtype, ["", "float32", "bfloat16", "float16"])
-    _check_choices(choices)
+    _check_choice("--size", SIZES, size)
+    _check_device(device)
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    _check_choice("--dtype", _DTYPES, dtype)
+    shortest_s = min(case.duration_s for case in CASES)
+    if max_seconds < shortest_s:
+        message = f"is {max_seconds}, shorter than any song that is measured; must be {shortest_s} or more"
+        raise typer.BadParameter(message, param_hint="--max-seconds")
+    _make_folder("--output", output)
     plan = Plan(
         size=size,
         cases=[case for case in CASES if case.duration_s <= max_seconds],
         rounds=rounds,
         threads=threads,
         device=device,
-        dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
+        dtype=dtype,
         is_compiled=device != "cpu" if compiled is None else compiled,
     )
     _run_rounds(measure, plan, lambda runs: make_table(summarize(runs)), partial(write_report, output, plan))
@@ -121,9 +137,10 @@ def vae(
         write_report,
     )
 
-    choices = {"--size": (size, [*SIZES]), "--device": (device, ["cpu", "cuda"])}
-    choices["--dtype"] = (dtype, ["float32", "bfloat16", "float16"])
-    _check_choices(choices)
+    _check_choice("--size", SIZES, size)
+    _check_device(device)
+    _check_choice("--dtype", _DTYPES, dtype)
+    _make_folder("--output", output)
     plan = Plan(
         size=size,
         duration_s=seconds,
@@ -166,8 +183,8 @@ def stream(
     from soundstage_cli.stack import ProcessDiedError
     from soundstage_cli.view import show_error
 
-    if arrivals not in ("poisson", "equal"):
-        raise typer.BadParameter(f"is {arrivals!r}; must be poisson or equal", param_hint="--arrivals")
+    _check_choice("--arrivals", ("poisson", "equal"), arrivals)
+    _make_folder("--output", output)
     plan = Plan(
         listeners=listeners,
         song_s=seconds,
@@ -212,7 +229,8 @@ def song(
     from soundstage_cli.bench.song import SIZES, Plan, Run, measure  # torch and diffusers take seconds to import
     from soundstage_cli.bench.song_report import make_table, summarize, write_report
 
-    _check_choices({"--size": (size, SIZES)})
+    _check_choice("--size", SIZES, size)
+    _make_folder("--output", output)
     plan = Plan(size=size, durations_s=seconds or [60, 120], rounds=rounds, threads=threads, together=together)
     console = Console(stderr=True)
     runs: list[Run] = []
@@ -227,11 +245,31 @@ def song(
         console.print(f"wrote {path}", highlight=False)
 
 
-def _check_choices(choices: Mapping[str, tuple[str, Collection[str]]]) -> None:
-    """Refuse an option that holds none of what it may."""
-    for option, (held, wanted) in choices.items():
-        if held not in wanted:
-            raise typer.BadParameter(f"is {held!r}; must be one of {', '.join(wanted)}", param_hint=option)
+def _check_choice(option: str, wanted: Iterable[str], *held: str) -> None:
+    """Refuse an option that holds other than what it may."""
+    for name in held:
+        if name not in wanted:
+            raise typer.BadParameter(f"is {name!r}; must be one of {', '.join(wanted)}", param_hint=option)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not here."""
+    from soundstage_cli.bench.report import has_card
+
+    _check_choice("--device", ("cpu", "cuda"), device)
+    if device == "cuda" and not has_card():
+        raise typer.BadParameter("is 'cuda', but torch finds no card here; must be cpu", param_hint="--device")
+
+
+def _make_folder(option: str, folder: Path) -> None:
+    """Make a folder before anything is measured for it; raises BadParameter."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"is {str(folder)!r}, which cannot be made: {error.strerror}"
+        raise typer.BadParameter(message, param_hint=option) from error
+    if not os.access(folder, os.W_OK):
+        raise typer.BadParameter(f"is {str(folder)!r}, which cannot be written to", param_hint=option)
 
 
 def _run_rounds(

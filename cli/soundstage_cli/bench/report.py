@@ -112,6 +112,13 @@ def write_figures(folder: Path, name: str, report: Mapping[str, Any], draw: Call
     return [path, picture]
 
 
+def has_card() -> bool:
+    """Say whether torch finds a card here."""
+    import torch  # takes seconds, and is imported by who measures
+
+    return torch.cuda.is_available()
+
+
 def name_machine(device: str, threads: int) -> str:
     """Name what was measured on."""
     if device == "cpu":
