@@ -1,10 +1,12 @@
 """Songs on disk: a row for each in a database, and a folder for what is large."""
 
 import asyncio
+import fcntl
 import io
 import json
 import shutil
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -12,13 +14,14 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
 from sqlalchemy import LargeBinary, delete, func, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from soundstage.music.v1.song_service_pb2 import SONG_STATE_RUNNING, GenerateSongResponse, Song
 from soundstage.type.v1.tensor_pb2 import Tensor
 from soundstage_gateway.splice import Splice
+from soundstage_runtime.errors import StartError
 
 PREFIX: Final = "songs/"
 
@@ -100,18 +103,29 @@ class Store:
         self._limit_bytes = limit_bytes
         self._engine = create_async_engine(url or f"sqlite+aiosqlite:///{folder / 'songs.sqlite'}")
         self._session = async_sessionmaker(self._engine, expire_on_commit=False)
+        self._files = ExitStack()
         self.operations: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
-        """Make what is missing."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        async with self._engine.begin() as connection:
-            await connection.run_sync(_Rows.metadata.create_all)
+        """Take the folder, which no other process may have, and make what is missing; raises StartError."""
+        try:
+            self._take_folder()
+            async with self._engine.begin() as connection:
+                await connection.run_sync(_Rows.metadata.create_all)
+        except (OSError, DBAPIError) as error:
+            await self.close()
+            raise StartError(f"data_dir is {self._folder}, {_say_why(error)}") from error
 
     async def close(self) -> None:
-        """Let the database go, when what is begun has ended."""
+        """Let the database and the folder go, when what is begun has ended."""
         await asyncio.gather(*self.operations, return_exceptions=True)
         await self._engine.dispose()
+        self._files.close()
+
+    def _take_folder(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = self._files.enter_context((self._folder / "lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @_whole
     async def add(self, kept: KeptSong, splice: Splice | None = None) -> None:
@@ -218,6 +232,14 @@ class Store:
             "events": _join(kept.events),
             "notes": json.dumps(notes),
         }
+
+
+def _say_why(error: OSError | DBAPIError) -> str:
+    """Say why a folder cannot be had, and what would do."""
+    if isinstance(error, BlockingIOError):
+        return "where another gateway keeps its songs; stop that one, or give each a folder of its own"
+    cause = error.orig if isinstance(error, DBAPIError) else error.strerror
+    return f"where no songs can be kept: {cause}; give a folder that can be written, new or of an earlier gateway"
 
 
 def _read(row: _Row) -> KeptSong:

@@ -1,10 +1,15 @@
 """Songs in a database and their folders."""
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from soundstage.music.v1.song_service_pb2 import SONG_STATE_COMPLETED, Song
 from soundstage.type.v1.tensor_pb2 import Tensor
 from soundstage_gateway.store import KeptSong, Store
+from soundstage_runtime.errors import StartError
 
 
 async def keep(store: Store, name: str, *, size_bytes: int, expire_time_s: int) -> None:
@@ -24,3 +29,26 @@ async def test_what_has_expired_makes_room_before_what_has_not(tmp_path: Path) -
     assert [kept.name for kept in (await store.page(9, before=None))[0]] == ["songs/d", "songs/b"]
     assert await store.sweep(now_s=11) == []
     await store.close()
+
+
+async def test_a_folder_has_one_store_at_a_time(tmp_path: Path) -> None:
+    first, second = (Store(tmp_path, limit_bytes=1_000) for _ in range(2))
+    await first.open()
+    with pytest.raises(StartError, match=f"data_dir is {tmp_path}, where another gateway keeps its songs; stop that"):
+        await second.open()
+    await first.close()
+    await second.open()
+    await second.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("file", "File exists"), ("file/in", "Not a directory"), ("garbage", "file is not a database")]
+)
+def test_a_folder_that_cannot_be_used_stops_the_start_with_one_line(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "garbage").mkdir()
+    (tmp_path / "garbage" / "songs.sqlite").write_bytes(b"no database " * 100)
+    command = [sys.executable, "-m", "soundstage_gateway", "--port", "0", "--http-port", "0"]
+    ended = subprocess.run([*command, "--data-dir", tmp_path / name], stderr=subprocess.PIPE, text=True, timeout=60)
+    last_words = f"data_dir is {tmp_path / name}, where no songs can be kept: {why}; give a folder that can be written"
+    assert (ended.returncode, last_words in ended.stderr, "Traceback" in ended.stderr) == (1, True, False), ended.stderr
