@@ -172,6 +172,7 @@ def show_batches(told: Sequence[dict[str, Any]]) -> None:
     for row in told:
         table.add_row(*(f"{row[name]:g}" for name in ("memory_gib", "with_lm", "without_lm")))
     console.print(table)
+    console.print("at most: more than in the plans above takes more offloading, which is slower", highlight=False)
 
 
 def show_measured(told: Sequence[dict[str, Any]]) -> None:

@@ -111,7 +111,7 @@ def test_measures_a_gateway_and_a_tiny_codec(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--arrivals", "uniform"], "is 'uniform'; must be poisson or equal"),
+        (["--arrivals", "uniform"], "is 'uniform'; must be one of poisson, equal"),
         (["--seconds", "0.5"], "greater than or equal to 1"),
         (["--load", "0"], "greater than or equal to 0.1"),
     ],

@@ -74,6 +74,11 @@ def test_a_larger_card_makes_no_fewer_songs_at_once(tmp_path: Path) -> None:
     assert rows[0]["without_lm"] == 1
 
 
+def test_the_most_at_once_says_how_it_comes_to_be_more_than_planned() -> None:
+    answer = profile("--tiers", "12", "--with-lm", "--batch-boundary")
+    assert "more than in the plans above takes more offloading" in answer.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
