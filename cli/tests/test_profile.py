@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from soundstage_cli.app import app
+from soundstage_cli.profile import show_batches
 
 
 def profile(*arguments: str) -> Result:
@@ -74,9 +75,9 @@ def test_a_larger_card_makes_no_fewer_songs_at_once(tmp_path: Path) -> None:
     assert rows[0]["without_lm"] == 1
 
 
-def test_the_most_at_once_says_how_it_comes_to_be_more_than_planned() -> None:
-    answer = profile("--tiers", "12", "--with-lm", "--batch-boundary")
-    assert "more than in the plans above takes more offloading" in answer.stderr
+def test_the_most_at_once_says_how_it_comes_to_be_more_than_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    show_batches([{"memory_gib": 12, "with_lm": 4, "without_lm": 4}])
+    assert "more than in the plans above takes more offloading" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
