@@ -9,6 +9,7 @@ from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_gateway.order import MODELS, Order
 from soundstage_gateway.stages import Stages, ask_once
 from soundstage_runtime.validation import Checks
+from soundstage_runtime.variant import check_for_variant
 
 
 async def choose_models(stages: Stages, order: Order) -> dict[Stage.ValueType, str]:
@@ -17,9 +18,11 @@ async def choose_models(stages: Stages, order: Order) -> dict[Stage.ValueType, s
     found = dict(zip(needed, await asyncio.gather(*map(stages.describe, needed)), strict=True))
     checks = Checks()
     _check_length(checks, order, max_duration_s=min(stage.max_duration_s for stage in found.values()))
-    fingerprints = {stage: card.models[0].model_fingerprint for stage, card in found.items()}
-    if order.model:
-        fingerprints[STAGE_DIT] = _choose_model(checks, order.model, found[STAGE_DIT].models)
+    cards = {stage: description.models[0] for stage, description in found.items()}
+    if chosen := _choose_model(checks, order.model, found[STAGE_DIT].models):
+        cards[STAGE_DIT] = chosen
+        check_for_variant(checks, chosen.variant, task=order.task, options=order.diffusion, field="diffusion")
+    fingerprints = {stage: card.model_fingerprint for stage, card in cards.items()}
     if order.adapters:
         answer = await ask_once(STAGE_DIT, stages.dit.ListAdapters, ListAdaptersRequest())
         model = fingerprints[STAGE_DIT]
@@ -35,14 +38,14 @@ async def choose_models(stages: Stages, order: Order) -> dict[Stage.ValueType, s
     return fingerprints
 
 
-def _choose_model(checks: Checks, wanted: str, models: Sequence[StageModel]) -> str:
-    """Return the fingerprint of the model that is called `wanted`, by its name or its variant."""
+def _choose_model(checks: Checks, wanted: str, models: Sequence[StageModel]) -> StageModel | None:
+    """Return the model that is called `wanted`, by its name or its variant, or the first where none is."""
     for model in models:
-        if wanted in (f"{MODELS}{model.name}", model.variant):
-            return model.model_fingerprint
+        if wanted in ("", f"{MODELS}{model.name}", model.variant):
+            return model
     known = ", ".join(f"{MODELS}{model.name} ({model.variant})" for model in models)
     checks.refuse("model", f"is {wanted[:80]!r}; must be one of {known}")
-    return ""
+    return None
 
 
 def _check_length(checks: Checks, order: Order, *, max_duration_s: float) -> None:

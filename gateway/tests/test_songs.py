@@ -548,6 +548,20 @@ async def test_a_model_is_chosen_by_its_name_or_its_variant(deploy: Deploy) -> N
     assert "model is 'base'; must be one of models/dit/dit-model (xl-turbo)" in str(refused.details())
 
 
+async def test_what_the_models_variant_cannot_do_is_refused_before_a_song_is_begun(deploy: Deploy) -> None:
+    diffusion = {"steps": 50, "guidance": {"scale": 3.0}, "sampler": "SAMPLER_HEUN"}
+    async with deploy(Steady("dit", variant="xl-turbo")) as deployment:
+        source = await made(deployment)
+        told = await refusal(create(deployment, diffusion=diffusion))
+        edited = await refusal(create(deployment, diffusion=diffusion, task={"edit": {}}, source=source, metadata={}))
+        extracted = await refusal(create(deployment, task={"extract": {}}, source=source, metadata={}))
+        songs = await stub(deployment).ListSongs(ListSongsRequest())
+    fields = [[violation.field for violation in read_details(error).violations] for error in (told, edited, extracted)]
+    options = ["diffusion.steps", "diffusion.guidance.scale"]
+    assert fields == [options, [*options, "diffusion.sampler"], ["task.extract"]]
+    assert [song.name for song in songs.songs] == [source]
+
+
 async def test_listeners_are_bounded(deploy: Deploy) -> None:
     async with deploy(Stuck("vae"), max_listeners=1) as deployment:
         song = await made(deployment)

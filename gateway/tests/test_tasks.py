@@ -66,7 +66,7 @@ async def test_a_source_is_heard_by_the_codec_and_shown_to_the_diffusion(deploy:
 
 
 async def test_variants_share_one_hearing_of_the_source(deploy: Deploy) -> None:
-    async with deploy() as deployment:
+    async with deploy(Steady("dit", variant="base")) as deployment:
         source = await upload(deployment, NOISE)
         await make(deployment, task={"extract": {}}, source=source, variants=3)
         assert len(deployment.stages["vae"].audio) == 1
@@ -82,7 +82,7 @@ async def test_a_silent_source_is_not_sent(deploy: Deploy) -> None:
 
 
 async def test_a_sources_last_part_of_a_latent_is_left_out(deploy: Deploy) -> None:
-    async with deploy() as deployment:
+    async with deploy(Steady("dit", variant="base")) as deployment:
         source = await upload(deployment, sound_file(words(48_000 + 1919), 48_000, "FLAC"))
         events = await make(deployment, task={"complete": {}}, source=source)
         assert deployment.stages["dit"].requests[0].source_frames == 25

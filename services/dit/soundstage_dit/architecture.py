@@ -66,21 +66,6 @@ def _is_xl(config: Config) -> bool:
     return config.get("encoder_hidden_size") not in (None, config["hidden_size"])
 
 
-def is_turbo(variant: str) -> bool:
-    """Say whether a variant has guidance built in."""
-    return variant.endswith("turbo")
-
-
-def is_base(variant: str) -> bool:
-    """Say whether a variant knows the tracks of a mix."""
-    return variant.endswith("base")
-
-
-def is_stems(variant: str) -> bool:
-    """Say whether a variant was trained to add tracks to a mix that is described beside them."""
-    return variant.endswith("stems")
-
-
 def _variant(config: Config) -> str:
     # Releases are called by longer names too, as turbo-rl and base-sft-fix-inst.
     called = "turbo" if config.get("is_turbo") else str(config.get("model_version"))

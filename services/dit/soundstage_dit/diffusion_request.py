@@ -4,9 +4,9 @@ from typing import Final
 
 from soundstage.type.v1 import options_pb2
 from soundstage.type.v1.options_pb2 import DiffusionOptions
-from soundstage_dit.architecture import is_turbo
 from soundstage_dit.schedule import custom_times, nearest_turbo_times, schedule
 from soundstage_dit.song import Diffusion, Guidance, GuidanceMethod, Retake, Sampler, Wavelet, WaveletMode
+from soundstage_runtime.variant import is_turbo
 
 TURBO_STEPS, TURBO_SHIFT = 8, 3.0
 STEPS, SHIFT = 50, 1.0

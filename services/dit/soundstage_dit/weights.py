@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 from transformers.utils.logging import disable_progress_bar
 
 from soundstage_device.weights import build, read_weights
-from soundstage_dit.architecture import Architecture, encoder_config, is_stems, is_turbo
+from soundstage_dit.architecture import Architecture, encoder_config
 from soundstage_dit.conditioning import Conditioner
 from soundstage_dit.model.codes import CodeDecoder, CodeEncoder
 from soundstage_dit.model.condition import ConditionEncoder
@@ -20,6 +20,7 @@ from soundstage_dit.model.dit import Dit
 from soundstage_runtime.checkpoint import CheckpointError, Fingerprints, read_json, weight_files
 from soundstage_runtime.score import MAX_LATENT_FRAMES
 from soundstage_runtime.text import is_control_token
+from soundstage_runtime.variant import is_stems, is_turbo
 
 M = TypeVar("M", bound=nn.Module)
 
