@@ -36,8 +36,11 @@ def list_adapters(gateway: options.Gateway = options.GATEWAY) -> None:
                 if not page_token:
                     return found
 
-    for adapter in ask(gateway, call()):
+    adapters = ask(gateway, call())
+    for adapter in adapters:
         print(_tell(adapter))
+    if not adapters:
+        console.print("no adapter is loaded: `soundstage adapters load NAME PATH` loads one", highlight=False)
 
 
 @app.command()

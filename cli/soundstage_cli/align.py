@@ -10,24 +10,29 @@ from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
 from soundstage_cli.channel import open_channel
 from soundstage_cli.compose import ask, console, write_text
+from soundstage_cli.output import keep_writable
+from soundstage_cli.songs import SongName, Variant, check_variant, find_song
 
 app = typer.Typer()
 
 
 @app.command()
 def align(
-    song: Annotated[str, typer.Argument(help="the song's name, as `generate` shows it: songs/…")],
-    variant: Annotated[int, typer.Option(min=1, max=8, help="which of its variants, from 1")] = 1,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="an .lrc file; else stdout")] = None,
+    song: SongName,
+    variant: Variant = 1,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", callback=keep_writable, help="an .lrc file; else stdout")
+    ] = None,
     gateway: options.Gateway = options.GATEWAY,
 ) -> None:
     """Write when each line of a song's lyrics is sung, as an LRC file."""
-    options.check_words("SONG", song)
-    request = AlignLyricsRequest(song=song, variant=variant - 1)
 
     async def call() -> AlignLyricsResponse:
         async with open_channel(gateway) as channel:
-            return await SongServiceStub(channel).AlignLyrics(request)
+            songs = SongServiceStub(channel)
+            found = await find_song(songs, song)
+            check_variant(found, variant - 1)
+            return await songs.AlignLyrics(AlignLyricsRequest(song=found.name, variant=variant - 1))
 
     aligned = ask(gateway, call())
     if output is None:

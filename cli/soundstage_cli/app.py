@@ -4,9 +4,10 @@ import asyncio
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -50,7 +51,7 @@ from soundstage_cli.songs import app as songs_app
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
 from soundstage_cli.take import Take
 from soundstage_cli.task import read_adapters, read_sampler, read_task
-from soundstage_cli.upload import check_file
+from soundstage_cli.upload import check_file, naming_files
 from soundstage_cli.view import show_stack, show_timeline
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Music in stages.")
@@ -66,6 +67,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(bench_app, name="bench")
 
+PORT: Final = options.whole(0, 65535)
+
 console = Console(stderr=True)
 
 
@@ -80,20 +83,25 @@ def up(
     lm: Annotated[str | None, typer.Option(help="language model: directory, or hub id owner/name/folder")] = None,
     dit: Annotated[str | None, typer.Option(help="diffusion models, likewise: several with commas")] = None,
     vae: Annotated[str | None, typer.Option(help="decoder, likewise")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="the gateway's port; 0 takes a free one")] = 50050,
-    lm_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
-    dit_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
-    vae_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 0,
+    port: Annotated[int, typer.Option(parser=PORT, help="the gateway's port; 0 takes a free one")] = 50050,
+    lm_port: Annotated[int, typer.Option(parser=PORT, help="0 takes a free one")] = 0,
+    dit_port: Annotated[int, typer.Option(parser=PORT, help="0 takes a free one")] = 0,
+    vae_port: Annotated[int, typer.Option(parser=PORT, help="0 takes a free one")] = 0,
     http_port: Annotated[
         int | None,
         typer.Option(
-            min=0,
-            max=65535,
+            parser=PORT,
             envvar="SOUNDSTAGE_GATEWAY_HTTP_PORT",
             help="the page's port; else 50080, or a free one beside --port 0",
         ),
     ] = None,
     gpu_memory: GpuMemory = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SOUNDSTAGE_GATEWAY_DATA_DIR", help="folder to keep songs in; else they are gone when this ends"
+        ),
+    ] = None,
 ) -> None:
     """Start the three stages and the gateway, and keep them until Ctrl-C."""
     try:
@@ -102,20 +110,35 @@ def up(
         raise typer.BadParameter(str(error), param_hint="--models") from error
     if http_port is None:
         http_port = 50080 if port else 0
-    stage_ports = ("--lm-port", lm_port), ("--dit-port", dit_port), ("--vae-port", vae_port)
-    for hint, wanted in (("--port", port), ("--http-port", http_port), *stage_ports):
-        check_port(hint, wanted)
+    wanted = {"--port": port, "--http-port": http_port}
+    check_ports({**wanted, "--lm-port": lm_port, "--dit-port": dit_port, "--vae-port": vae_port})
     chosen = Models(lm=lm or found.lm, dit=dit or found.dit, vae=vae or found.vae)
+    settings = {"SOUNDSTAGE_GATEWAY_HTTP_PORT": str(http_port)}
+    if data_dir is None:
+        console.print("songs are kept until this ends; with --data-dir DIR they outlast it", highlight=False)
+    else:
+        settings["SOUNDSTAGE_GATEWAY_DATA_DIR"] = str(data_dir)
     try:
-        flags = share_memory(console, gpu_memory, chosen) if gpu_memory else {}
-        asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port), http_port, flags))
+        flags = share_memory(console, gpu_memory, chosen) if gpu_memory is not None else {}
+        asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port), settings, flags))
     except (BudgetsDoNotAddUpError, ModelsError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
 
 
+def check_ports(ports: Mapping[str, int]) -> None:
+    """Refuse a port that is taken or asked for twice, before models are loaded for it; 0 is always free."""
+    asked: dict[int, str] = {}
+    for hint, port in ports.items():
+        check_port(hint, port)
+        if port and port in asked:
+            message = f"is {port}, as {asked[port]} is; give another, or 0 for a free one"
+            raise typer.BadParameter(message, param_hint=hint)
+        asked[port] = hint
+
+
 def check_port(hint: str, port: int) -> None:
-    """Refuse a port that is taken, before models are loaded for it; 0 is always free."""
+    """Refuse a port where something listens."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -125,7 +148,7 @@ def check_port(hint: str, port: int) -> None:
             raise typer.BadParameter(message, param_hint=hint) from error
 
 
-async def _up(models: Models, ports: tuple[int, int, int, int], http_port: int, flags: Flags) -> None:
+async def _up(models: Models, ports: tuple[int, int, int, int], settings: Mapping[str, str], flags: Flags) -> None:
     with Live(console=console, auto_refresh=False) as live:
 
         def show(member: Member) -> None:
@@ -137,7 +160,7 @@ async def _up(models: Models, ports: tuple[int, int, int, int], http_port: int, 
         stack = Stack(
             models,
             ports=ports,
-            settings={"SOUNDSTAGE_GATEWAY_HTTP_PORT": str(http_port)},
+            settings=settings,
             flags=flags,
             on_change=show,
             on_warning=lambda member, line: console.print(f"{member.name}: {line}", markup=False, highlight=False),
@@ -174,7 +197,7 @@ def generate(
     ] = None,
     duration: options.Duration = None,
     seed: options.Seed = None,
-    variants: Annotated[int, typer.Option(min=1, max=8, help="how many songs")] = 1,
+    variants: Annotated[int, typer.Option(parser=options.whole(1, 8), help="how many songs")] = 1,
     bpm: options.Bpm = None,
     key: options.Key = None,
     time_signature: options.TimeSignature = None,
@@ -261,6 +284,8 @@ def generate(
             ),
         )
     )
+    if request.HasField("task") and source is None and not request.source:
+        raise typer.BadParameter(f"is not given; --task {task} works on a file", param_hint="--source")
     if not plan:
         request.planner.enabled = False
     if not rewrite_caption:
@@ -268,15 +293,16 @@ def generate(
     request.variants = variants
     if seed is not None:
         request.seeds[:] = [(seed + variant) % 2**32 for variant in range(variants)]
-    names = [] if output == "-" else name_files(Path(output), variants)
+    files = [] if output == "-" else [AudioFile(path) for path in name_files(Path(output), variants)]
 
     async def make() -> Take:
-        await send_files(gateway, request, source, references)
-        with ExitStack() as files:
-            sinks = [files.enter_context(AudioFile(path)) for path in names] or [Pipe(sys.stdout.buffer)]
-            return await make_song(console, gateway, request, sinks)
+        sent = await send_files(gateway, request, source, references)
+        with ExitStack() as stack, naming_files(sent):
+            for file in files:
+                stack.enter_context(file)
+            return await make_song(console, gateway, request, files or [Pipe(sys.stdout.buffer)])
 
-    show_timeline(console, write_audio(gateway, output, make()))
+    show_timeline(console, write_audio(gateway, output, make(), files))
 
 
 @app.command()

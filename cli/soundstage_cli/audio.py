@@ -2,15 +2,16 @@
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import grpc.aio
 import typer
 
-from soundstage.music.v1.song_service_pb2 import StreamAudioRequest
+from soundstage.music.v1.song_service_pb2 import Song, StreamAudioRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
 from soundstage_cli.channel import open_channel
@@ -29,14 +30,15 @@ from soundstage_cli.output import (
     read_output,
 )
 from soundstage_cli.sinks import AudioFile, Pipe, StartOverError
-from soundstage_cli.songs import SongName, find_song
+from soundstage_cli.songs import SongName, Variant, check_variant, find_song
 from soundstage_cli.view import SongView, show_error
-from soundstage_runtime.score import SAMPLE_RATE_HZ
+from soundstage_runtime.score import DURATION_RANGE_S, SAMPLE_RATE_HZ
+
+_IN_A_SONG: Final = options.number(0, DURATION_RANGE_S[1])
 
 app = typer.Typer()
 
-Variant = Annotated[int, typer.Option(min=1, max=8, help="which of its variants, from 1")]
-FromS = Annotated[float, typer.Option("--from-s", min=0, help="begin so many seconds into the song")]
+FromS = Annotated[float, typer.Option("--from-s", parser=_IN_A_SONG, help="begin so many seconds into the song")]
 T = TypeVar("T")
 
 
@@ -46,8 +48,12 @@ def audio(
     output: OutputName = "song.wav",
     variant: Variant = 1,
     from_s: FromS = 0.0,
-    to_s: Annotated[float | None, typer.Option("--to-s", help="end so many seconds into the song")] = None,
-    peak: Annotated[float | None, typer.Option(help="scale the whole song to this peak, -60 to 0 dBFS")] = None,
+    to_s: Annotated[
+        float | None, typer.Option("--to-s", parser=_IN_A_SONG, help="end so many seconds into the song")
+    ] = None,
+    peak: Annotated[
+        float | None, typer.Option(parser=options.number(), help="scale the whole song to this peak, -60 to 0 dBFS")
+    ] = None,
     encoding: EncodingName = None,
     sample_format: SampleFormatName = None,
     sample_rate: SampleRate = None,
@@ -78,15 +84,24 @@ def audio(
     )
     if peak is not None:
         request.output.peak_dbfs = peak
-    set_range(request, from_s, to_s)
-    write_audio(gateway, output, _write(gateway, song, request, output, watch=watch))
+    span_s = from_s, to_s
+    files = [] if output == "-" else [AudioFile(Path(output))]
+    write_audio(gateway, output, _write(gateway, song, request, files, span_s, watch=watch), files)
 
 
-async def _write(gateway: str, name: str, request: StreamAudioRequest, output: str, *, watch: bool) -> None:
+async def _write(
+    gateway: str,
+    name: str,
+    request: StreamAudioRequest,
+    files: Sequence[AudioFile],
+    span_s: tuple[float, float | None],
+    *,
+    watch: bool,
+) -> None:
     async with open_channel(gateway) as channel:
-        request.song = (await find_song(SongServiceStub(channel), name)).name
-        with ExitStack() as files, SongView(console, variants=1) as view:
-            sink = Pipe(sys.stdout.buffer) if output == "-" else files.enter_context(AudioFile(Path(output)))
+        choose_part(request, await find_song(SongServiceStub(channel), name), *span_s)
+        with ExitStack() as stack, SongView(console, variants=1) as view:
+            sink = stack.enter_context(files[0]) if files else Pipe(sys.stdout.buffer)
             listener = Listener(channel, tell=view.tell)
             if watch:
                 await listener.perform(request.song, {request.variant: (request, sink)}, show=view.show)
@@ -94,16 +109,26 @@ async def _write(gateway: str, name: str, request: StreamAudioRequest, output: s
                 await listener.play(request, sink, show=view.show)
 
 
-def set_range(request: StreamAudioRequest, from_s: float, to_s: float | None = None) -> None:
-    """Write seconds into a request as audio frames of its own rate."""
+def choose_part(request: StreamAudioRequest, song: Song, from_s: float, to_s: float | None = None) -> None:
+    """Write a part of a song into a request, as audio frames of its own rate; raises BadParameter.
+
+    Where a song ends is not known before it is denoised: the gateway refuses what lies beyond then.
+    """
+    request.song = song.name
+    check_variant(song, request.variant)
+    length_s = song.variants[request.variant].frame_count / SAMPLE_RATE_HZ or inf
+    if from_s >= length_s:
+        raise typer.BadParameter(f"is {from_s:g}; the song ends after {length_s:g} s", param_hint="--from-s")
+    if to_s is not None and to_s > length_s:
+        raise typer.BadParameter(f"is {to_s:g}; the song ends after {length_s:g} s", param_hint="--to-s")
     rate_hz = request.output.format.sample_rate_hz or SAMPLE_RATE_HZ
     request.first_frame = round(from_s * rate_hz)
     if to_s is not None:
         request.frame_count = max(1, round(to_s * rate_hz) - request.first_frame)
 
 
-def write_audio(gateway: str, output: str, call: Coroutine[Any, Any, T]) -> T:
-    """Await a call that writes audio to `output`; an error ends the command with words."""
+def write_audio(gateway: str, output: str, call: Coroutine[Any, Any, T], files: Sequence[AudioFile]) -> T:
+    """Await a call that writes audio to `output`: `files`, or a pipe; an error ends the command with words."""
     try:
         return asyncio.run(call)
     except grpc.aio.AioRpcError as error:
@@ -113,5 +138,8 @@ def write_audio(gateway: str, output: str, call: Coroutine[Any, Any, T]) -> T:
         console.print(f"{output} cannot be written: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
     except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("cancelled; what was decoded till then is kept")
+        begun = ", ".join(str(file.path) for file in files if file.is_begun)
+        console.print(
+            "cancelled" + (f"; what came till then is in {begun}" if begun else ""), markup=False, highlight=False
+        )
         raise typer.Exit(130) from None

@@ -17,8 +17,11 @@ Continue = Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]]
 def open_channel(target: str) -> grpc.aio.Channel:
     """Open a channel that notices when its gateway is gone, and finds back to it soon.
 
-    SOUNDSTAGE_KEY, if it is set, goes with every call; raises typer.BadParameter when no call could carry it.
+    SOUNDSTAGE_KEY, if it is set, goes with every call; raises typer.BadParameter when no call could carry it,
+    and when there is no target.
     """
+    if not target:
+        raise typer.BadParameter("is empty; give the gateway's host:port", param_hint="--gateway")
     key = os.environ.get(KEY_VARIABLE, "")
     if not (key.isascii() and key.isprintable()):
         raise typer.BadParameter("holds more than printable ASCII, which no call can carry", param_hint=KEY_VARIABLE)

@@ -29,6 +29,7 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.score_pb2 import ORIGIN_USER, Likelihood, SongText
 from soundstage_cli import options
 from soundstage_cli.channel import open_channel
+from soundstage_cli.output import keep_writable
 from soundstage_cli.view import show_error
 from soundstage_runtime.pcm import audio_chunks
 from soundstage_runtime.score import INSTRUMENTAL, SAMPLE_RATE_HZ
@@ -36,7 +37,10 @@ from soundstage_runtime.score import INSTRUMENTAL, SAMPLE_RATE_HZ
 app = typer.Typer()
 console = Console(stderr=True)
 
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="a .json file for `soundstage generate --request`")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", callback=keep_writable, help="a .json file for `soundstage generate --request`"),
+]
 
 T = TypeVar("T")
 
@@ -173,7 +177,9 @@ def score(
     request_file: Annotated[
         typer.FileText, typer.Argument(encoding="utf-8", help="a request in JSON with codes, as `plan -o` writes")
     ],
-    spread: Annotated[float | None, typer.Option(help="0.01 to 1; the more, the closer to a half all scores")] = None,
+    spread: Annotated[
+        float | None, typer.Option(parser=options.number(), help="0.01 to 1; the more, the closer to a half all scores")
+    ] = None,
     gateway: options.Gateway = options.GATEWAY,
 ) -> None:
     """Say how well a plan's words fit its codes, part by part and in all."""
@@ -199,7 +205,10 @@ def score(
 def read_request(file: TextIO, *, hint: str) -> GenerateSongRequest:
     """Read a request in JSON; `hint` names the parameter that it came by."""
     try:
-        return Parse(file.read(), GenerateSongRequest())
+        text = file.read()
+        if not text.lstrip().startswith("{"):
+            raise typer.BadParameter("is no request in JSON: it must begin with {", param_hint=hint)
+        return Parse(text, GenerateSongRequest())
     except (ParseError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"is no request in JSON: {error}", param_hint=hint) from error
 

@@ -31,7 +31,10 @@ class DemoFailedError(Exception):
 
 def run_demo(console: Console, *, output: Path, models: Path) -> None:
     """Make the models if need be, bring the processes up, make a song, check it; raises DemoFailedError."""
-    prepare_models(models, lambda line: console.print(line, highlight=False))
+    try:
+        prepare_models(models, lambda line: console.print(line, highlight=False))
+    except OSError as error:
+        raise DemoFailedError(f"--models is {str(models)!r}, which cannot be written: {error}") from error
     asyncio.run(_run(console, find_models(models / "original"), output))
 
 

@@ -11,18 +11,22 @@ from soundstage_cli.channel import open_channel
 from soundstage_cli.listener import Listener
 from soundstage_cli.sinks import Sink
 from soundstage_cli.take import Take
-from soundstage_cli.upload import upload
+from soundstage_cli.upload import SentFile, upload
 from soundstage_cli.view import SongView
 
 
 async def send_files(
     target: str, request: GenerateSongRequest, source: Path | None, references: Sequence[Path]
-) -> None:
-    """Upload a request's files and write their names into it; raises grpc.aio.AioRpcError."""
+) -> dict[str, SentFile]:
+    """Upload a request's files, write their names into it and return whose they are; raises grpc.aio.AioRpcError."""
+    sent: dict[str, SentFile] = {}
     if source is not None:
-        request.source = await upload(target, source)
+        request.source = await upload(target, "--source", source)
+        sent[request.source] = "--source", source
     for path in references:
-        request.references.append(await upload(target, path))
+        request.references.append(await upload(target, "--reference", path))
+        sent[request.references[-1]] = "--reference", path
+    return sent
 
 
 async def generate(console: Console, target: str, request: GenerateSongRequest, sinks: Sequence[Sink]) -> Take:

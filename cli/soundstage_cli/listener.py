@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from typing import Final
 from uuid import uuid4
 
@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from soundstage.music.v1.song_service_pb2 import (
+    SONG_STATE_COMPLETED,
     CancelSongRequest,
     CreateSongRequest,
     GenerateSongRequest,
@@ -28,6 +29,7 @@ from soundstage_runtime.errors import read_details
 WAITS_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _CANCEL_TIMEOUT_S: Final = 5.0
 _FOR_GOOD: Final = "SONG_FAILED"  # though it was for want of a stage
+_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _CONTINUED: Final = (ENCODING_UNSPECIFIED, ENCODING_PCM, ENCODING_WAV)
 
 Show = Callable[[GenerateSongResponse], None]
@@ -60,9 +62,19 @@ class Listener:
         try:
             yield song
         except BaseException:
-            with suppress(grpc.aio.AioRpcError):
-                await self._songs.CancelSong(CancelSongRequest(song=song.name), timeout=_CANCEL_TIMEOUT_S)
+            await self._cancel(song.name)
             raise
+
+    async def _cancel(self, song: str) -> None:
+        """Cancel a song; where it outlives that, tell how it can be had."""
+        try:
+            answer = await self._songs.CancelSong(CancelSongRequest(song=song), timeout=_CANCEL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _AWAY:
+                self._tell(f"a gateway with a data folder keeps it: once it is back, `soundstage audio {song}` has it")
+        else:
+            if answer.song.state == SONG_STATE_COMPLETED:
+                self._tell(f"the song was made already and is kept: `soundstage audio {song}` has it")
 
     async def _create(self, request: GenerateSongRequest) -> Song:
         """Begin a song once, though its answer is lost; a gateway that no request has reached is not asked again."""

@@ -23,6 +23,7 @@ from soundstage.type.v1.audio_pb2 import (
     AudioFormat,
     Encoding,
 )
+from soundstage_cli.options import number, whole
 
 _ENCODINGS: Final = {
     "wav": ENCODING_WAV,
@@ -34,7 +35,6 @@ _ENCODINGS: Final = {
     "pcm": ENCODING_PCM,
 }
 _SAMPLE_FORMATS: Final = {"s16": SAMPLE_FORMAT_S16, "s24": SAMPLE_FORMAT_S24, "f32": SAMPLE_FORMAT_F32}
-_MAX_UINT32: Final = 2**32 - 1
 T = TypeVar("T")
 
 OutputName = Annotated[
@@ -46,12 +46,12 @@ EncodingName = Annotated[
 SampleFormatName = Annotated[
     str | None, typer.Option("--sample-format", help=f"of pcm, wav and flac: {', '.join(_SAMPLE_FORMATS)}")
 ]
-SampleRate = Annotated[int | None, typer.Option(min=1, max=_MAX_UINT32, help="Hz: 48000, 44100 or 24000")]
+SampleRate = Annotated[int | None, typer.Option(parser=whole(1), help="Hz: 48000, 44100 or 24000")]
 Mono = Annotated[bool, typer.Option("--mono", help="the mean of both channels")]
-BitRate = Annotated[int | None, typer.Option(min=1, max=_MAX_UINT32, help="bits a second: 32000 to 320000")]
-Gain = Annotated[float, typer.Option(help="dB, -60 to 20")]
-FadeIn = Annotated[float, typer.Option(help="over the song's first seconds, 0 to 60")]
-FadeOut = Annotated[float, typer.Option(help="over the song's last seconds, 0 to 60")]
+BitRate = Annotated[int | None, typer.Option(parser=whole(1), help="bits a second: 32000 to 320000")]
+Gain = Annotated[float, typer.Option(parser=number(), help="dB, -60 to 20")]
+FadeIn = Annotated[float, typer.Option(parser=number(), help="over the song's first seconds, 0 to 60")]
+FadeOut = Annotated[float, typer.Option(parser=number(), help="over the song's last seconds, 0 to 60")]
 
 
 def read_output(
@@ -97,10 +97,17 @@ def read_ending(path: Path, known: Iterable[str] = _ENCODINGS) -> Encoding.Value
     return _ENCODINGS[name]
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before a song is made for it."""
+def keep_writable(path: Path | None) -> Path | None:
+    """Pass on an option that names a file to write; raises BadParameter, before anything is made for the file."""
+    if path is not None:
+        check_writable(path, hint=None)
+    return path
+
+
+def check_writable(path: Path, hint: str | None = "--output") -> None:
+    """Refuse a file that could not be written; `hint` names its option, None the one that is being read."""
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise typer.BadParameter(f"is {str(path)!r}, which cannot be written", param_hint="--output")
+        raise typer.BadParameter(f"is {str(path)!r}, which cannot be written", param_hint=hint)
 
 
 def _look_up(hint: str, name: str, known: Mapping[str, T]) -> T:

@@ -9,12 +9,12 @@ import typer
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, StreamAudioRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli import options
-from soundstage_cli.audio import FromS, Variant, set_range
+from soundstage_cli.audio import FromS, choose_part
 from soundstage_cli.channel import open_channel
 from soundstage_cli.compose import ask, console
 from soundstage_cli.listener import Listener
 from soundstage_cli.player import PLAYERS, Player, PlayerEndedError, PlayerMissingError, PlayerPipe, find_player
-from soundstage_cli.songs import find_song
+from soundstage_cli.songs import Variant, find_song
 from soundstage_cli.view import SongView
 
 _AHEAD_S = 10.0  # sent ahead of what is heard: that long a connection may be lost unheard
@@ -55,19 +55,22 @@ def play(
     request = StreamAudioRequest(variant=variant - 1)
     request.output.format.encoding = chosen.encoding
     request.output.max_buffer_s = _AHEAD_S
-    set_range(request, from_s)
     try:
-        ask(gateway, _play(gateway, song or "", wanted, request, chosen))
+        ask(gateway, _play(gateway, song or "", wanted, request, from_s, chosen))
     except PlayerEndedError as error:
-        if str(error):
-            console.print(str(error), style="red", markup=False, highlight=False)
-            raise typer.Exit(1) from error
+        console.print(str(error), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
     except asyncio.CancelledError:
         raise typer.Exit(130) from None
 
 
 async def _play(
-    gateway: str, name: str, wanted: GenerateSongRequest | None, request: StreamAudioRequest, player: Player
+    gateway: str,
+    name: str,
+    wanted: GenerateSongRequest | None,
+    request: StreamAudioRequest,
+    from_s: float,
+    player: Player,
 ) -> None:
     async with open_channel(gateway) as channel, AsyncExitStack() as stack:
         view = stack.enter_context(SongView(console, variants=1))
@@ -76,6 +79,6 @@ async def _play(
             made = await find_song(SongServiceStub(channel), name)
         else:
             made = await stack.enter_async_context(listener.making(wanted))
-        request.song = made.name
+        choose_part(request, made, from_s)
         pipe = await stack.enter_async_context(PlayerPipe(player))
         await listener.perform(made.name, {request.variant: (request, pipe)}, show=view.show)

@@ -38,7 +38,7 @@ class PlayerMissingError(Exception):
 
 
 class PlayerEndedError(Exception):
-    """The player ended, by itself or by its user, before the song did; the message tells how if it failed."""
+    """The player failed, or ended before the song did; the message tells how."""
 
 
 def find_player(name: str | None = None) -> Player:
@@ -75,7 +75,8 @@ class PlayerPipe:
         try:
             if kind is None:
                 await self._process.wait()
-                self._check()
+                if self._process.returncode:
+                    raise PlayerEndedError(self._how())
         finally:
             if self._process.returncode is None:
                 self._process.terminate()
@@ -95,9 +96,8 @@ class PlayerPipe:
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError):
             await self._process.wait()
-            self._check()
-            raise PlayerEndedError from None
+            raise PlayerEndedError(f"{self._how()}, before the song did") from None
 
-    def _check(self) -> None:
-        if self._process is not None and self._process.returncode:
-            raise PlayerEndedError(f"{self._player.name} ended with exit status {self._process.returncode}")
+    def _how(self) -> str:
+        assert self._process is not None
+        return f"{self._player.name} ended with exit status {self._process.returncode}"

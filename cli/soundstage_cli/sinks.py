@@ -32,7 +32,7 @@ class AudioFile:
     """Writes a file as the audio comes, from its header on. A context manager; a song cut short is a valid file too."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._file: BinaryIO | None = None
         self._is_wav = False
 
@@ -45,11 +45,16 @@ class AudioFile:
                 if self._is_wav:
                     write_lengths(self._file)
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether audio has come, so that there is a file."""
+        return self._file is not None
+
     async def begin(self, header: AudioHeader) -> None:
         """Open the file, or empty it."""
         if self._file is not None:
             self._file.close()
-        self._file = self._path.open("w+b")
+        self._file = self.path.open("w+b")
         self._is_wav = header.format.encoding == ENCODING_WAV
 
     async def write(self, chunk: AudioChunk) -> None:

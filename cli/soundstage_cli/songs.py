@@ -36,6 +36,7 @@ app = typer.Typer(help="The songs that the gateway keeps.")
 
 PREFIX: Final = "songs/"
 SongName = Annotated[str, typer.Argument(help="the song's name, or how its id begins: `soundstage songs` shows it")]
+Variant = Annotated[int, typer.Option(parser=options.whole(1, 8), help="which of its variants, from 1")]
 
 _ID_CHARACTERS: Final = 32
 _SHOWN_CHARACTERS: Final = 8
@@ -49,7 +50,7 @@ _STAGES: Final = {STAGE_LM: "plan", STAGE_DIT: "diffuse", STAGE_VAE: "hear"}
 @app.callback(invoke_without_command=True)
 def songs(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="show at most so many, the newest first")] = 50,
+    limit: Annotated[int, typer.Option(parser=options.whole(1), help="show at most so many, the newest first")] = 50,
     gateway: options.Gateway = options.GATEWAY,
 ) -> None:
     """List the songs that the gateway keeps."""
@@ -117,6 +118,13 @@ async def find_song(stub: "SongServiceAsyncStub", name: str) -> Song:
         which = f"begins {len(found)} songs; give more of its name" if found else "begins no song that is kept"
         raise typer.BadParameter(f"is {name!r}, which {which}: see `soundstage songs`", param_hint="SONG")
     return found[0]
+
+
+def check_variant(song: Song, index: int) -> None:
+    """Refuse a variant, counted from 0, that a song does not have."""
+    if index >= len(song.variants):
+        has = f"has variants 1 to {len(song.variants)}" if len(song.variants) > 1 else "has one variant"
+        raise typer.BadParameter(f"is {index + 1}; the song {has}", param_hint="--variant")
 
 
 async def list_songs(stub: "SongServiceAsyncStub", *, limit: int | None = None) -> AsyncGenerator[Song, None]:

@@ -201,5 +201,5 @@ def _tell(event: dict[str, Any]) -> str:
 def _obituary(member: Member) -> str:
     status = member.process.returncode if member.process is not None else None
     how = f"killed by {signal.Signals(-status).name}" if status is not None and status < 0 else f"exit status {status}"
-    last = "\n".join(f"  {line}" for line in member.lines) or "  (it said nothing)"
+    last = "\n".join(f"  {line}" for line in member.lines if line.strip()) or "  (it said nothing)"
     return f"{member.name} died ({how}). Its last words:\n{last}"

@@ -14,6 +14,11 @@ from soundstage_runtime.errors import read_details
 
 _STAGE_WORDS = {STAGE_LM: "plan (codes)", STAGE_DIT: "diffuse (steps)"}
 _BAR_CELLS = 48
+_HINTS = {
+    "KEY_MISSING": "Set SOUNDSTAGE_KEY to a key of this gateway's, and `soundstage` sends it with every call.",
+    "KEY_UNKNOWN": "SOUNDSTAGE_KEY is set to a key that this gateway does not know.",
+    "NO_ADAPTER_DIRECTORY": "With `soundstage up`, set SOUNDSTAGE_DIT_ADAPTER_DIR to the directory before it starts.",
+}
 
 
 class SongView:
@@ -142,7 +147,7 @@ def show_error(console: Console, error: grpc.aio.AioRpcError, *, address: str) -
     """Say what went wrong, field by field, and what to do."""
     details = read_details(error)
     if error.code() is grpc.StatusCode.UNAVAILABLE and not details.reason:
-        console.print(f"[red]No gateway answers[/] at {address or 'an empty address'}: is `soundstage up` running?")
+        console.print(f"[red]No gateway answers[/] at {address}: is `soundstage up` running?")
     elif details.violations:
         console.print("[red]The request was refused:[/]")
         for violation in details.violations:
@@ -150,5 +155,8 @@ def show_error(console: Console, error: grpc.aio.AioRpcError, *, address: str) -
     else:
         console.print(f"[red]{error.code().name}[/]: ", end="")
         console.print(error.details(), highlight=False, markup=False)
+    hint = _HINTS.get(details.metadata.get("stage_reason") or details.reason)
+    if hint is not None:
+        console.print(hint, highlight=False)
     if details.retry_after_s is not None:
         console.print(f"Try again in {details.retry_after_s:g} s.", highlight=False)

@@ -71,7 +71,7 @@ class Keeping(SongServiceServicer):
     """Each of the first streams is cut after as many pieces as `cuts` and `watch_cuts` say, in their order.
 
     The first `lost_answers` songs begin unheard. What is cut or lost gives `reason`, if there is one. While `is_stuck`
-    songs begin and never end.
+    songs begin and never end. While it `is_away` none is cancelled.
     """
 
     songs: dict[str, Song] = field(default_factory=dict[str, Song])
@@ -83,6 +83,7 @@ class Keeping(SongServiceServicer):
     reason: str = ""
     requests: dict[str, Song] = field(default_factory=dict[str, Song])  # by their ids
     is_stuck: bool = False
+    is_away: bool = False
     watched: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -130,6 +131,8 @@ class Keeping(SongServiceServicer):
         return ListSongsResponse(songs=newest[first:stop], next_page_token=str(stop) if stop < len(newest) else "")
 
     def CancelSong(self, request: CancelSongRequest, context: Context) -> CancelSongResponse:
+        if self.is_away:
+            self.lose(context)
         song = self.find(request.song, context)
         if song.state == SONG_STATE_RUNNING:
             song.state = SONG_STATE_CANCELLED
@@ -176,7 +179,8 @@ class Keeping(SongServiceServicer):
             yield GenerateSongResponse(audio_chunk=response.audio_chunk)
 
     def AlignLyrics(self, request: AlignLyricsRequest, context: Context) -> AlignLyricsResponse:
-        raise NotImplementedError
+        self.find(request.song, context)
+        return AlignLyricsResponse(lrc=f"[00:0{request.variant}.00]la\n", score=0.25)
 
 
 def play(request: StreamAudioRequest) -> Iterator[StreamAudioResponse]:

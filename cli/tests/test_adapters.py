@@ -74,6 +74,8 @@ def gateway(catalog: Keeping) -> Iterator[str]:
 
 
 def test_adapters_are_loaded_listed_and_unloaded(catalog: Keeping, gateway: str) -> None:
+    none = CliRunner().invoke(app, ["adapters", "list", "--gateway", gateway])
+    assert (none.stdout, "no adapter is loaded" in none.stderr) == ("", True)
     loaded = CliRunner().invoke(app, ["adapters", "load", "piano", "piano.safetensors", "--gateway", gateway])
     assert (loaded.exit_code, loaded.stdout) == (0, "piano  lokr, rank 4, 0.002 MB\n")
     CliRunner().invoke(app, ["adapters", "load", "adapters/drums", "drums", "--gateway", gateway])

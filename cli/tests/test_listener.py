@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, GenerateSongResponse, StreamAudioRequest
+from soundstage.music.v1.song_service_pb2 import (
+    SONG_STATE_COMPLETED,
+    GenerateSongRequest,
+    GenerateSongResponse,
+    StreamAudioRequest,
+)
 from soundstage.type.v1.audio_pb2 import (
     ENCODING_FLAC,
     ENCODING_PCM,
@@ -124,6 +129,27 @@ async def test_a_song_whose_answer_is_lost_is_begun_once(gateway: str, keeping: 
             pass
     assert list(keeping.songs) == [first.name, second.name]
     assert told == ["the connection is lost; trying again in 0 s"] * 2
+
+
+@pytest.mark.parametrize(
+    ("is_made", "is_away", "wanted"), [(True, False, "was made already"), (False, True, "keeps it"), (False, False, "")]
+)
+async def test_a_song_that_outlives_its_cancelling_can_be_had_later(
+    gateway: str, keeping: Keeping, is_made: bool, is_away: bool, wanted: str
+) -> None:
+    async def fail(listener: Listener) -> None:
+        async with listener.making(GenerateSongRequest()) as song:
+            if is_made:
+                keeping.songs[song.name].state = SONG_STATE_COMPLETED
+            keeping.is_away = is_away
+            raise OSError("no space left")
+
+    told: list[str] = []
+    async with grpc.aio.insecure_channel(gateway) as channel:
+        with pytest.raises(OSError, match="no space left"):
+            await fail(Listener(channel, tell=told.append))
+    assert len(told) == bool(wanted)
+    assert all(wanted in line and f"`soundstage audio songs/{'1':0<32}`" in line for line in told)
 
 
 async def test_a_gateway_that_is_not_there_is_said_to_be_so_at_once() -> None:

@@ -144,6 +144,7 @@ def test_every_option_of_the_output_is_passed_on(gateway: str, keeping: Keeping,
     options = ["--sample-rate", "44100", "--mono", "--bit-rate", "96000", "--gain", "-3", "--fade-in", "1.5"]
     options += ["--fade-out", "2", "--sample-format", "s24"]
     path = str(tmp_path / "song.bin")
+    keeping.keep("a", variants=[SongVariant(), SongVariant()])
     assert run(gateway, "generate", "x", "-o", path, "--encoding", "wav", *options).exit_code == 0
     wanted = OutputOptions(
         format=AudioFormat(
@@ -160,11 +161,11 @@ def test_every_option_of_the_output_is_passed_on(gateway: str, keeping: Keeping,
     assert keeping.streamed[0].output == wanted
     wanted.peak_dbfs = -1
     part = ["--from-s", "0.05", "--to-s", "0.125", "--peak", "-1", "--variant", "2"]
-    done = run(gateway, "audio", "1", "-o", path, "--encoding", "wav", *options, *part)
+    done = run(gateway, "audio", "a", "-o", path, "--encoding", "wav", *options, *part)
     assert done.exit_code == 0, done.output
     asked = keeping.streamed[1]
     assert asked == StreamAudioRequest(
-        song=f"songs/{'1':0<32}", variant=1, first_frame=2205, frame_count=3307, output=wanted
+        song=f"songs/{'a':0<32}", variant=1, first_frame=2205, frame_count=3307, output=wanted
     )
 
 
@@ -200,8 +201,19 @@ def test_a_part_of_a_song_is_written(gateway: str, keeping: Keeping, tmp_path: P
         (["generate", "x", "--sample-format", "s8"], "is 's8'; must be one of s16, s24, f32"),
         (["generate", "x", "-o", "/nowhere/song.mp3"], "is '/nowhere/song.mp3', which cannot be written"),
         (["audio", "a", "--from-s", "2", "--to-s", "2"], "is 2; must be more than --from-s, 2"),
-        (["audio", "a", "--from-s", "-1"], "greater than or equal to 0"),
-        (["audio", "a", "--variant", "9"], "less than or equal to 8"),
+        (["audio", "a", "--from-s", "-1"], "is '-1'; must be a number from 0 to 600"),
+        *(
+            (["audio", "a", f"--{end}", wrong], f"is '{wrong}'")
+            for end in ("from-s", "to-s")
+            for wrong in ("nan", "inf", "1e30")
+        ),
+        (["play", "a", "--from-s", "inf"], "is 'inf'; must be a number from 0 to 600"),
+        (["generate", "x", "--duration", "abc"], "is 'abc'; must be a number"),
+        (["generate", "x", "--seed", "-1"], "is '-1'; must be a whole number from 0 to 4294967295"),
+        (["generate", "x", "--task", "cover"], "is not given; --task cover works on a file"),
+        (["plan", "x", "-o", "/nowhere/plan.json"], "is '/nowhere/plan.json', which cannot be written"),
+        (["align", "a", "-o", "/nowhere/song.lrc"], "is '/nowhere/song.lrc', which cannot be written"),
+        (["audio", "a", "--variant", "9"], "is '9'; must be a whole number from 1 to 8"),
         (["play"], "give the name of a song, or -c"),
         (["play", "a", "-c", "x"], "give the name of a song, or -c"),
         (["play", "a", "--player", "radio"], "is 'radio'; must be one of ffplay, mpv, aplay, paplay"),
@@ -213,6 +225,31 @@ def test_what_cannot_be_is_refused_before_anything_is_asked(
     result = run(gateway, *arguments)
     assert (result.exit_code, keeping.created, keeping.streamed) == (2, [], [])
     assert complaint in words(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["audio", "aa", "--from-s", "83"], "--from-s: is 83; the song ends after 83 s"),
+        (["audio", "aa", "--to-s", "83.5"], "--to-s: is 83.5; the song ends after 83 s"),
+        (["audio", "aa", "--variant", "3"], "--variant: is 3; the song has variants 1 to 2"),
+        (["align", "aa", "--variant", "3"], "--variant: is 3; the song has variants 1 to 2"),
+        (["play", "aa", "--from-s", "83"], "--from-s: is 83; the song ends after 83 s"),
+        (["play", "ab", "--variant", "2"], "--variant: is 2; the song has one variant"),
+    ],
+)
+def test_a_part_that_a_song_does_not_have_is_refused_by_the_option(
+    gateway: str, keeping: Keeping, player: Path, arguments: list[str], complaint: str
+) -> None:
+    keep_three(keeping)
+    result = run(gateway, *arguments)
+    assert (result.exit_code, keeping.streamed) == (2, [])
+    assert complaint in words(result)
+
+
+def test_an_empty_address_is_refused() -> None:
+    result = run("", "songs")
+    assert (result.exit_code, "--gateway: is empty" in words(result)) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +272,7 @@ def test_whoever_stops_the_command_cancels_the_song(
         _, said = process.communicate(timeout=60)
     assert keeping.cancelled.is_set()
     assert (process.returncode, b"Traceback" in said) == (130, False)
+    assert said.endswith(b"cancelled\n") == (command[0] == "generate")  # of no file, as there is none
 
 
 @pytest.fixture
@@ -283,12 +321,12 @@ def test_a_player_that_fails_is_named(
         assert (done.exit_code, "aplay ended with exit status 3" in words(done)) == (1, True)
 
 
-def test_a_player_that_is_closed_by_its_user_is_no_failure(
+def test_a_player_that_ends_before_the_song_is_an_error(
     gateway: str, keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeping.keep("a", variants=[SongVariant()])
     done = run_player(gateway, tmp_path, monkeypatch, "exit 0")
-    assert (done.exit_code, "Traceback" in done.output) == (0, False)
+    assert (done.exit_code, "aplay ended with exit status 0, before the song did" in words(done)) == (1, True)
 
 
 def test_a_machine_without_players_is_told_what_to_install(

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from soundstage_cli.app import app
 from soundstage_cli.models import Models
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
 
@@ -93,6 +95,21 @@ async def test_a_process_that_cannot_start_is_named_with_its_last_words(fake: Fa
     assert not any(member.is_running for member in stack.members.values())
 
 
+async def test_a_process_that_only_broke_a_line_said_nothing(fake: Fake) -> None:
+    fake("vae", "import sys; sys.exit('\\n')")
+    stack = Stack(MODELS)
+    with pytest.raises(ProcessDiedError, match="it said nothing"):
+        await stack.start()
+    await stack.stop()
+
+
+def test_a_demo_whose_models_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    models = tmp_path / "file" / "models"
+    done = CliRunner().invoke(app, ["demo", "--models", str(models), "-o", str(tmp_path / "demo.wav")])
+    assert (done.exit_code, "--models is" in done.stderr, "cannot be written" in done.stderr) == (1, True, True)
+
+
 async def test_a_process_that_is_killed_later_is_noticed(fake: Fake) -> None:
     stack = Stack(MODELS)
     await stack.start()
@@ -116,6 +133,23 @@ async def test_a_process_that_does_not_end_is_killed_and_gone_when_the_stack_has
         assert process is not None
         assert process.returncode == -signal.SIGKILL
     assert not any(member.is_running for member in stack.members.values())
+
+
+@pytest.mark.parametrize("arguments", [["--data-dir", "kept"], []])
+def test_the_gateway_is_told_where_songs_are_kept(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.delenv("SOUNDSTAGE_GATEWAY_DATA_DIR", raising=False)
+    fake("gateway", "import os, sys; sys.exit('keeps in ' + os.environ.get('SOUNDSTAGE_GATEWAY_DATA_DIR', 'nothing'))")
+    done = CliRunner().invoke(app, ["up", "--port", "0", "--http-port", "0", *arguments])
+    assert f"keeps in {arguments[-1] if arguments else 'nothing'}" in done.stderr
+    assert ("songs are kept until this ends" in done.stderr) == (not arguments)
+
+
+def test_two_servers_on_one_port_are_refused_before_anything_starts(unused_tcp_port: int) -> None:
+    port = str(unused_tcp_port)
+    done = CliRunner().invoke(app, ["up", "--port", port, "--lm-port", port])
+    assert (done.exit_code, f"--lm-port: is {port}, as --port is" in done.stderr) == (2, True)
 
 
 async def test_processes_do_not_outlive_a_killed_parent(fake: Fake, tmp_path: Path) -> None:
