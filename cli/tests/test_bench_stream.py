@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -61,6 +61,7 @@ def test_the_load_is_what_has_been_played_of_what_could_be_decoded() -> None:
     assert find_load([0, 5], 10, speed=1) == pytest.approx(1.5)
 
 
+@example(2, True, 3.0, 0.5)  # drawn close together: a pattern that must be stretched far
 @given(st.integers(2, 60), st.booleans(), st.floats(0.5, 20), st.floats(0.3, 1.0))
 def test_listeners_come_as_fast_as_the_load_allows(count: int, is_poisson: bool, speed: float, load: float) -> None:
     pattern = draw_starts(count, is_poisson=is_poisson, seed=count)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -77,8 +78,10 @@ def find_load(starts_s: Sequence[float], song_s: float, speed: float) -> float:
 
 def spread_starts(starts: Sequence[float], song_s: float, speed: float, load: float) -> list[float]:
     """Stretch a pattern of starts until the load is just `load`, if it is more when all start at once."""
-    shortest, longest = 0.0, song_s * len(starts)
-    for _ in range(50):
+    # Stretched by the longest, no two songs would play at once.
+    gaps = [later - earlier for earlier, later in pairwise(starts) if later > earlier]
+    shortest, longest = 0.0, song_s / min(gaps, default=1.0)
+    for _ in range(60):
         middle = (shortest + longest) / 2
         is_more = find_load([start * middle for start in starts], song_s, speed) > load
         shortest, longest = (middle, longest) if is_more else (shortest, middle)
