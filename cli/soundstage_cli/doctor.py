@@ -20,6 +20,7 @@ from soundstage_budget.larger_card import describe_next
 from soundstage_budget.models import DITS
 from soundstage_budget.plan import DoesNotFitError, Plan, Service, size
 from soundstage_budget.tiers import LM_SIZES
+from soundstage_cli.output import keep_writable
 from soundstage_runtime.memory import parse_memory
 
 app = typer.Typer()
@@ -50,7 +51,9 @@ def doctor(
     dit: Annotated[str, typer.Option(help=", ".join(DITS))] = "turbo",
     engine: Annotated[str, typer.Option(help="auto, torch or vllm")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    plot: Annotated[Path | None, typer.Option(help="a PNG to draw the memory into; needs matplotlib")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(callback=keep_writable, help="a PNG to draw the memory into; needs matplotlib")
+    ] = None,
 ) -> None:
     """Say what a card can run; MAX_CUDA_VRAM=8 makes it one of 8 GB."""
     for hint, value, known in (

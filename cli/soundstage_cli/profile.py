@@ -20,7 +20,7 @@ from soundstage_cli.checkpoint_sizes import read_sizes
 from soundstage_cli.doctor import find_own_card
 from soundstage_cli.forecast import find_batch, find_boundaries, forecast
 from soundstage_cli.models import Models, ModelsError, find_models
-from soundstage_cli.output import check_writable
+from soundstage_cli.output import keep_writable
 from soundstage_cli.peaks import measure, plan_within, read_baselines
 from soundstage_cli.stack import ProcessDiedError
 
@@ -49,12 +49,12 @@ def profile(
     ] = None,
     songs: Annotated[int, typer.Option(min=1, max=8, help="measured: songs at once")] = 1,
     duration: Annotated[int, typer.Option(min=10, max=600, help="measured: seconds of a song")] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", help="a file to write all of it to")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", callback=keep_writable, help="a file to write all of it to")
+    ] = None,
 ) -> None:
     """Predict what each tier runs and takes; with --models also run that, one tier after the other, and measure."""
     sizes_gib, card = read_tiers(tiers or [_TIERS]), find_own_card()
-    if json_file is not None:
-        check_writable(json_file)
     told: dict[str, Any] = {"card": asdict(card), "predicted": predict(sizes_gib, with_lm=with_lm)}
     show_predicted(told["predicted"])
     if boundary:

@@ -86,7 +86,7 @@ def test_the_most_at_once_says_how_it_comes_to_be_more_than_planned(capsys: pyte
         (["--tiers", "6,large"], "is '6 large'; must be GB of cards, as 6,8,16"),
         (["--tiers", "0"], "is '0'; must be GB of cards"),
         (["--tiers", "8", "--models", "/nowhere"], "/nowhere is not laid out as the hub is"),
-        (["--tiers", "8", "--json", "/nowhere/profile.json"], "/nowhere"),
+        (["--tiers", "8", "--json", "/nowhere/profile.json"], "--json': is '/nowhere/profile.json', which cannot be"),
     ],
 )
 def test_what_cannot_be_read_or_written_is_refused(arguments: list[str], words: str) -> None:
