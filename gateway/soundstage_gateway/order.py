@@ -50,14 +50,15 @@ class Order:
 
 def read_order(
     request: GenerateSongRequest,
-    recordings: Mapping[str, Recording],
+    recordings: Mapping[str, Recording | None],
     *,
     draw_seed: Callable[[], int],
     max_variants: int = MAX_VARIANTS,
 ) -> Order:
     """Check every field and fill in what is left open; raises InvalidRequestError naming all that are bad.
 
-    `recordings` are what the request's source and references name, as far as there is such a thing.
+    `recordings` are what the request's source and references name, as far as there is such a thing; None stands for a
+    song that has no audio, or not yet.
     """
     checks = Checks()
     check_words(checks, request)
@@ -114,7 +115,9 @@ def count_variants(request: GenerateSongRequest) -> int:
     return request.variants if request.HasField("variants") else 1
 
 
-def _find_source(checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording]) -> Recording | None:
+def _find_source(
+    checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording | None]
+) -> Recording | None:
     """Find the source, and refuse what does not go with the task and it."""
     kind = _kind(request)
     if kind and request.planner.enabled:
@@ -138,7 +141,7 @@ def _find_source(checks: Checks, request: GenerateSongRequest, recordings: Mappi
 
 
 def _find_references(
-    checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording]
+    checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording | None]
 ) -> tuple[Samples, ...]:
     if len(request.references) > MAX_REFERENCES:
         checks.refuse("references", f"has {len(request.references)} entries; at most {MAX_REFERENCES}")
@@ -153,10 +156,12 @@ def _find_references(
     return tuple(found)
 
 
-def _find(checks: Checks, field: str, name: str, recordings: Mapping[str, Recording]) -> Recording | None:
+def _find(checks: Checks, field: str, name: str, recordings: Mapping[str, Recording | None]) -> Recording | None:
     recording = recordings.get(name)
     if recording is None:
-        checks.refuse(field, f"is {name[:80]!r}, which is not kept here, or no longer: {_UPLOAD}")
+        gone = f"which is not kept here, or no longer: {_UPLOAD}"
+        why = "which has no audio: name a song that is completed" if name in recordings else gone
+        checks.refuse(field, f"is {name[:80]!r}, {why}")
     return recording
 
 

@@ -6,7 +6,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -405,22 +405,25 @@ class Studio:
             log.close()
         return log
 
-    async def _find_recordings(self, request: GenerateSongRequest) -> dict[str, Recording]:
-        """Find what a request's source and references name: assets, and finished songs."""
-        found: dict[str, Recording] = {}
+    async def _find_recordings(self, request: GenerateSongRequest) -> dict[str, Recording | None]:
+        """Find what a request's source and references name: assets, and songs; None for one without audio."""
+        found: dict[str, Recording | None] = {}
         for name in {request.source, *request.references[:MAX_REFERENCES]}:
-            recording = await self._hear_song(name) if name.startswith(PREFIX) else self._assets.find(name)
-            if recording is not None:
-                found[name] = recording
+            if name.startswith(PREFIX):
+                with suppress(SongUnknownError):  # refused as an asset is: by the field that names it
+                    found[name] = await self._hear_song(name)
+            elif asset := self._assets.find(name):
+                found[name] = asset
         return found
 
     async def _hear_song(self, name: str) -> Recording | None:
+        """Decode a song's variant; None while it is not made. Raises SongUnknownError."""
         song, _, variant = name.partition("/variants/")
-        kept = await self.find(song)
-        if not _VARIANT.fullmatch(variant or "0"):
-            return None
-        number = int(variant or 0)
-        if number >= len(kept.song.variants) or not kept.song.variants[number].frame_count:
+        variants = (await self.find(song)).song.variants
+        number = int(variant or 0) if _VARIANT.fullmatch(variant or "0") else MAX_VARIANTS
+        if number >= len(variants):
+            raise SongUnknownError(f"{song[:64]!r} has no variant {variant[:16]!r}")
+        if not variants[number].frame_count:
             return None
         async with self.tape(song, number) as tape, aclosing(tape.read(0, tape.num_frames)) as pieces:
             samples = await asyncio.to_thread(np.concatenate, [piece async for piece in pieces])

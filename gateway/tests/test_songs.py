@@ -518,17 +518,29 @@ async def test_a_finished_song_can_be_the_source_of_another(deploy: Deploy) -> N
         song = await made(deployment, variants=2, seeds=[7, 8])
         await made(deployment, task={"cover": {}}, source=f"{song}/variants/1", metadata={})
         heard = deployment.stages["vae"].audio[0]
-        errors = [
-            await refusal(create(deployment, task={"cover": {}}, source=name, metadata={}))
-            for name in ("songs/none", f"{song}/variants/2", f"{song}/variants/x")
-        ]
     assert heard[0, 0] == np.float32(8) / np.float32(32_767)
     assert len(heard) == FRAMES
-    assert [error.code() for error in errors] == [
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.INVALID_ARGUMENT,
-    ]
+
+
+async def test_a_song_that_cannot_be_a_source_is_refused_by_the_field_that_names_it(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await made(deployment)
+        for name in ("songs/none", f"{song}/variants/1", f"{song}/variants/x"):
+            error = await refusal(create(deployment, task={"cover": {}}, source=name, metadata={}))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            [violation] = read_details(error).violations
+            assert violation.field == "source"
+            assert f"is {name!r}, which is not kept here" in violation.description
+
+
+async def test_a_song_without_audio_is_no_source_though_it_is_kept(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit")) as deployment:
+        song = (await create(deployment)).name
+        await stub(deployment).CancelSong(CancelSongRequest(song=song))
+        error = await refusal(create(deployment, task={"cover": {}}, source=song, references=[song], metadata={}))
+    told = [(violation.field, violation.description) for violation in read_details(error).violations]
+    why = f"is {song!r}, which has no audio: name a song that is completed"
+    assert told == [("source", why), ("references[0]", why)]
 
 
 async def test_the_peak_can_be_moved_where_the_whole_song_is_known(deploy: Deploy) -> None:
