@@ -109,10 +109,7 @@ class SongServicer(SongServiceServicer):
 
     async def CreateSong(self, request: CreateSongRequest, context: Context) -> CreateSongResponse:
         """See song_service.proto."""
-        if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
-            checks = Checks()
-            checks.refuse("request_id", f"is {request.request_id[:80]!r}; must be 1 to 64 printable ASCII characters")
-            checks.finish()
+        check_request_id("request_id", request.request_id)
         request_id = request.request_id or None
         found = await self._studio.find_request(request_id) if request_id else None
         if found is None:
@@ -265,6 +262,14 @@ class SongServicer(SongServiceServicer):
                 yield event
             finally:
                 stall.cancel()
+
+
+def check_request_id(field: str, request_id: str) -> None:
+    """Refuse an id that `field` gives and that cannot be one; an empty one is none."""
+    if request_id and not _REQUEST_ID.fullmatch(request_id):
+        checks = Checks()
+        checks.refuse(field, f"is {request_id[:80]!r}; must be 1 to 64 printable ASCII characters")
+        checks.finish()
 
 
 def _copy(event: GenerateSongResponse) -> GenerateSongResponse:

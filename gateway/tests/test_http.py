@@ -62,7 +62,7 @@ async def test_an_idempotency_key_makes_nothing_again(deploy: Deploy) -> None:
         answer = await http.post("/v1/songs", json=REQUEST, headers={"Idempotency-Key": "x" * 65})
     assert len(names) == 2
     assert answer.status_code == 400
-    assert answer.json()["error"]["violations"][0]["field"] == "request_id"
+    assert answer.json()["error"]["violations"][0]["field"] == "Idempotency-Key"
 
 
 async def test_songs_are_listed_in_pages_cancelled_and_deleted(deploy: Deploy) -> None:
@@ -125,6 +125,40 @@ async def test_a_bad_query_is_refused_by_name(deploy: Deploy, query: str, fields
         answer = await http.get(f"{await create(http)}/audio.wav?{query}")
     assert answer.status_code == 400
     assert sorted(violation["field"] for violation in answer.json()["error"]["violations"]) == fields
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "says"),
+    [
+        ("/waveform?bins=0", "bins", "is '0'; must be a whole number from 1 to 4000"),
+        ("/waveform?bins=1000000000000", "bins", "is '1000000000000'; must be a whole number from 1 to 4000"),
+        ("/audio.wav?variant=1000000000", "variant", "is '1000000000'; must be a whole number from 0 to 7"),
+        ("/audio.wav?channels=99999999999", "channels", "must be a whole number from 0 to 4294967295"),
+        ("?page_size=1000000000", "page_size", "is '1000000000'; must be a whole number from 1 to 100"),
+    ],
+)
+async def test_a_number_out_of_range_is_told_the_range(deploy: Deploy, path: str, field: str, says: str) -> None:
+    async with deploy() as deployment, client(deployment) as http:
+        song = "/v1/songs" if path.startswith("?") else await create(http)
+        [violation] = (await http.get(f"{song}{path}")).json()["error"]["violations"]
+    assert violation["field"] == field
+    assert says in violation["description"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/songs", "GET, HEAD, POST"),
+        ("/v1/songs/x", "DELETE, GET, HEAD"),
+        ("/v1/assets", "POST"),
+        ("/static/page.js", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_would_do(deploy: Deploy, path: str, allowed: str) -> None:
+    async with deploy() as deployment, client(deployment) as http:
+        answer = await http.put(path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+    assert answer.json()["error"]["message"] == f"this path takes {allowed}"
 
 
 async def test_what_is_not_there_is_not_found(deploy: Deploy) -> None:

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final, TypeVar
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Mount, Route, Router
+from starlette.routing import Match, Mount, Route, Router
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest
 from soundstage.music.v1.catalog_service_pb2 import GetCapabilitiesRequest, ListAdaptersRequest, ListModelsRequest
@@ -22,6 +24,7 @@ from soundstage.music.v1.song_service_pb2 import (
     ListSongsRequest,
 )
 from soundstage_gateway.audio_servicer import MAX_FILE_BYTES, MAX_MESSAGE_BYTES
+from soundstage_gateway.catalog_servicer import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from soundstage_gateway.http.audio import Listening
 from soundstage_gateway.http.events import follow
 from soundstage_gateway.http.gate import Gate
@@ -29,13 +32,15 @@ from soundstage_gateway.http.hls import IDLE_S, Broadcasts
 from soundstage_gateway.http.wire import NO_CALL, Query, read_message, refusal, write_message
 from soundstage_gateway.keys import Keys
 from soundstage_gateway.metrics import Metrics
-from soundstage_gateway.servicer import Offer
+from soundstage_gateway.order import MAX_VARIANTS
+from soundstage_gateway.servicer import Offer, check_request_id
 from soundstage_gateway.shelf import Shelf
 from soundstage_gateway.store import PREFIX
 from soundstage_gateway.studio import Studio
 
 P = TypeVar("P", ListSongsRequest, ListModelsRequest, ListAdaptersRequest)
 _PAGE: Final = Path(__file__).parent / "static"
+_BINS: Final = 600
 _MAX_BINS: Final = 4000
 _SEQUENCE: Final = re.compile("[0-9]{1,18}")
 
@@ -61,7 +66,7 @@ class Api:
         self._broadcasts = Broadcasts(offer.song, studio, shelf, idle_s=hls_idle_s)
         self.is_draining = False
         song = "/v1/songs/{id}"
-        router = Router(
+        router = _Routes(
             [
                 Route("/v1/songs", self.create_song, methods=["POST"]),
                 Route("/v1/songs", self.list_songs, methods=["GET"]),
@@ -95,6 +100,7 @@ class Api:
         """POST /v1/songs."""
         Query(request).finish()
         wanted = CreateSongRequest(request_id=request.headers.get("idempotency-key", ""))
+        check_request_id("Idempotency-Key", wanted.request_id)
         wanted.request.CopyFrom(await read_message(request, GenerateSongRequest))
         answer = await self._offer.song.CreateSong(wanted, NO_CALL)
         return JSONResponse(write_message(answer), 201, {"Location": f"/v1/{answer.song.name}"})
@@ -133,8 +139,8 @@ class Api:
     async def draw_waveform(self, request: Request) -> Response:
         """GET /v1/songs/{id}/waveform."""
         query = Query(request)
-        variant, num_bins = query.whole("variant") or 0, query.whole("bins") or 600
-        query.checks.number("bins", num_bins, 1, _MAX_BINS)
+        variant = query.whole("variant", 0, MAX_VARIANTS - 1) or 0
+        num_bins = query.whole("bins", 1, _MAX_BINS) or _BINS
         query.finish()
         kept = await self._studio.find(_song(request))
         is_made = all(found.frame_count for found in kept.song.variants[variant:][:1])
@@ -146,7 +152,7 @@ class Api:
     async def align_lyrics(self, request: Request) -> Response:
         """GET /v1/songs/{id}/lyrics."""
         query = Query(request)
-        wanted = AlignLyricsRequest(song=_song(request), variant=query.whole("variant") or 0)
+        wanted = AlignLyricsRequest(song=_song(request), variant=query.whole("variant", 0, MAX_VARIANTS - 1) or 0)
         query.finish()
         return JSONResponse(write_message(await self._offer.song.AlignLyrics(wanted, NO_CALL)))
 
@@ -187,13 +193,31 @@ class Api:
         return FileResponse(_PAGE / "index.html")
 
 
+class _Routes(Router):
+    """Routes; whoever comes with a wrong method is told what all routes of the path take together."""
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        try:
+            await super().app(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code != 405:
+                raise
+            here = [
+                route for route in self.routes if isinstance(route, Route) and route.matches(scope)[0] != Match.NONE
+            ]
+            allowed = {method for route in here for method in route.methods or ()} or {"GET", "HEAD"}  # of files
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))}) from error
+
+
 def _song(request: Request) -> str:
     return f"{PREFIX}{request.path_params['id']}"
 
 
 def _read_page(request: Request, page: P) -> P:
     query = Query(request)
-    page.page_size, page.page_token = query.whole("page_size") or 0, query.text("page_token") or ""
+    page.page_size = query.whole("page_size", 1, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
+    page.page_token = query.text("page_token") or ""
     query.finish()
     return page
 

@@ -22,6 +22,7 @@ from soundstage_gateway.http.errors import RangeError, RouteUnknownError
 from soundstage_gateway.http.live import LiveResponse
 from soundstage_gateway.http.thread import run_to_end
 from soundstage_gateway.http.wire import NO_CALL, Query
+from soundstage_gateway.order import MAX_VARIANTS
 from soundstage_gateway.servicer import SongServicer
 from soundstage_gateway.shelf import Place, Shelf
 from soundstage_gateway.store import PREFIX
@@ -141,7 +142,7 @@ async def _join(first: bytes, events: AsyncGenerator[StreamAudioResponse, None])
 def _read(request: Request, song: str, extension: str) -> tuple[StreamAudioRequest, Output, bool]:
     """Read what a query asks for, every default filled in, and whether it is for download."""
     query = Query(request)
-    wanted = StreamAudioRequest(song=song, variant=query.whole("variant") or 0)
+    wanted = StreamAudioRequest(song=song, variant=query.whole("variant", 0, MAX_VARIANTS - 1) or 0)
     options = OutputOptions(format=EXTENSIONS[extension])
     for name in ("sample_rate_hz", "channels", "bit_rate_bps"):
         setattr(options.format, name, query.whole(name) or 0)
@@ -154,8 +155,7 @@ def _read(request: Request, song: str, extension: str) -> tuple[StreamAudioReque
         options.format.sample_format = _SAMPLE_FORMATS[sample_format]
     elif sample_format is not None:
         query.checks.refuse("sample_format", f"is {sample_format[:40]!r}; must be one of {', '.join(_SAMPLE_FORMATS)}")
-    download = query.whole("download") or 0
-    query.checks.number("download", download, 0, 1)
+    download = query.whole("download", 0, 1)
     output = read_output(query.checks, options, can_normalise=True)
     try:
         query.finish()

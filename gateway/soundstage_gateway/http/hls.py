@@ -22,6 +22,7 @@ from soundstage.type.v1.audio_pb2 import ENCODING_PCM, SAMPLE_FORMAT_F32, AudioF
 from soundstage_gateway.audio_file import Samples
 from soundstage_gateway.http.thread import run_to_end
 from soundstage_gateway.http.wire import NO_CALL, Query
+from soundstage_gateway.order import MAX_VARIANTS
 from soundstage_gateway.servicer import SongServicer
 from soundstage_gateway.shelf import Shelf
 from soundstage_gateway.store import PREFIX
@@ -101,7 +102,7 @@ class Broadcasts:
     async def _read(self, request: Request) -> tuple[str, int, str]:
         """Return the song, the variant and the name of its place; raises ServiceError."""
         query = Query(request)
-        variant = query.whole("variant") or 0
+        variant = query.whole("variant", 0, MAX_VARIANTS - 1) or 0
         query.finish()
         kept = await self._studio.find(f"{PREFIX}{request.path_params['id']}")
         num_variants = len(kept.song.variants)

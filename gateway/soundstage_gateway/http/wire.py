@@ -16,7 +16,8 @@ MAX_JSON_BYTES: Final = 1 << 20
 NO_CALL: Final = cast(Any, None)  # the servicers are called without gRPC, and look at nothing of the call
 _IDLE_TIMEOUT_S: Final = 30.0
 _KEY: Final = "key"
-_WHOLE: Final = re.compile("[0-9]{1,9}")
+_WHOLE: Final = re.compile("[0-9]{1,18}")
+_MAX_UINT32: Final = (1 << 32) - 1
 _NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 M = TypeVar("M", bound=Message)
@@ -70,11 +71,11 @@ class Query:
         self._known.append(name)
         return self._left.pop(name, None)
 
-    def whole(self, name: str) -> int | None:
-        """Return a whole number from 0."""
+    def whole(self, name: str, low: int = 0, high: int = _MAX_UINT32) -> int | None:
+        """Return a whole number in [low, high]."""
         value = self.text(name)
-        if value is not None and not _WHOLE.fullmatch(value):
-            self.checks.refuse(name, f"is {value[:40]!r}; must be a whole number from 0")
+        if value is not None and not (_WHOLE.fullmatch(value) and low <= int(value) <= high):
+            self.checks.refuse(name, f"is {value[:40]!r}; must be a whole number from {low} to {high}")
             return None
         return None if value is None else int(value)
 
