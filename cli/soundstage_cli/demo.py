@@ -42,10 +42,11 @@ def prepare_models(models: Path, tell: Callable[[str], None]) -> None:
     """Write tiny random checkpoints, whole or not at all, if there are none."""
     if models.exists():
         return
+    unfinished = models.with_name(models.name + ".unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
     from soundstage_cli.tiny.checkpoints import write_tiny
 
     tell(f"writing tiny random checkpoints to {models} (they make noise, not music)")
-    unfinished = models.with_name(models.name + ".unfinished")
     write_tiny(unfinished)
     unfinished.rename(models)
 

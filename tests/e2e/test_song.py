@@ -224,7 +224,7 @@ def test_the_demo_shows_what_it_promises(models: Path, tmp_path: Path) -> None:
         (["--output", "/nowhere/song.wav"], "cannot be written"),
         (["--output", "song.aiff"], "must end in one of .wav, .flac,"),
         (["--output", "-", "--variants", "2"], "a pipe takes one variant"),
-        (["--bpm", "99999999999"], "should be less than or equal to 4294967295"),
+        (["--bpm", "99999999999"], "'99999999999'; must be a whole number from 0 to 4294967295"),
         (["--lyrics-file", __file__ + ".none"], "No such file"),
         (["--lyrics-file", sys.executable], "is not UTF-8 text"),
     ],
