@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
 from soundstage_cli.app import app
@@ -80,7 +80,7 @@ def test_refuses_what_it_cannot_measure(
     Path("a_file").touch()
     done = CliRunner().invoke(app, ["bench", *arguments])
     assert done.exit_code == 2
-    assert f"Invalid value for {words}" in typer.unstyle(done.output)
+    assert f"Invalid value for {words}" in Text.from_ansi(done.output).plain
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")

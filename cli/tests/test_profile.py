@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
 from soundstage_cli.app import app
@@ -93,4 +93,4 @@ def test_the_most_at_once_says_how_it_comes_to_be_more_than_planned(capsys: pyte
 def test_what_cannot_be_read_or_written_is_refused(arguments: list[str], words: str) -> None:
     answer = profile(*arguments)
     assert answer.exit_code == 2
-    assert words in " ".join(typer.unstyle(answer.stderr).replace("│", " ").split())
+    assert words in " ".join(Text.from_ansi(answer.stderr).plain.replace("│", " ").split())
