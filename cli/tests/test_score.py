@@ -67,4 +67,4 @@ def test_a_file_that_is_no_request_is_refused(tmp_path: Path) -> None:
     file.write_text("[1, 2]")
     done = CliRunner().invoke(app, ["score", str(file)])
     assert done.exit_code == 2
-    assert "is no request in JSON" in done.stderr
+    assert "is no request in JSON: it must begin with {" in done.stderr

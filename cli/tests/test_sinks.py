@@ -1,8 +1,10 @@
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import typer
 
 from soundstage.type.v1.audio_pb2 import (
     ENCODING_WAV,
@@ -14,6 +16,7 @@ from soundstage.type.v1.audio_pb2 import (
     AudioHeader,
     SampleFormat,
 )
+from soundstage_cli.audio import write_audio
 from soundstage_cli.sinks import AudioFile
 from soundstage_gateway.audio_encoder import open_encoder
 
@@ -46,3 +49,22 @@ async def test_a_wav_file_cut_within_its_header_is_left_as_it_is(tmp_path: Path)
         await file.begin(AudioHeader(format=AudioFormat(encoding=ENCODING_WAV)))
         await file.write(AudioChunk(data=b"RIFF"))
     assert path.read_bytes() == b"RIFF"
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_who_cancels_is_told_of_the_file_that_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_begun: bool
+) -> None:
+    file = AudioFile(tmp_path / "song.wav")
+
+    async def write() -> None:
+        with file:
+            if is_begun:
+                await file.begin(AudioHeader())
+            raise asyncio.CancelledError
+
+    with pytest.raises(typer.Exit):
+        write_audio("", "song.wav", write(), [file])
+    said = "".join(capsys.readouterr().err.splitlines())
+    assert said.startswith("cancelled; what came till then is in") == is_begun
+    assert file.path.exists() == is_begun
