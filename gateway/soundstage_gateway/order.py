@@ -68,6 +68,7 @@ def read_order(
     check_codes(checks, "codes", request.codes)
     if 0 < len(request.codes) < MIN_CODES:
         checks.refuse("codes", f"has {len(request.codes)} entries; at least {MIN_CODES}, a second of music")
+    _check_codes_duration(checks, request)
     checks.task(request.task, field="task")
     source = _find_source(checks, request, recordings)
     references = _find_references(checks, request, recordings)
@@ -104,6 +105,16 @@ def read_order(
         output=output,
         seeds=tuple(request.seeds) + tuple(draw_seed() for _ in range(variants - len(request.seeds))),
     )
+
+
+def _check_codes_duration(checks: Checks, request: GenerateSongRequest) -> None:
+    """Refuse a duration that is not the codes' own, up to the part of a code that a planner leaves out."""
+    duration_s, codes_s = request.metadata.duration_s, len(request.codes) / CODE_RATE_HZ
+    if request.codes and request.metadata.HasField("duration_s") and abs(duration_s - codes_s) >= 1 / CODE_RATE_HZ:
+        checks.refuse(
+            "metadata.duration_s",
+            f"is {duration_s:g}; the codes make {codes_s:g} s: leave it out, or leave out the codes",
+        )
 
 
 def _kind(request: GenerateSongRequest) -> str | None:

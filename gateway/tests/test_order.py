@@ -151,6 +151,17 @@ def test_a_task_with_a_source_needs_no_words_and_no_planner_and_takes_the_source
     assert (order.source.num_frames, order.metadata.duration_s, order.splice) == (480_000, 10, None)
 
 
+@pytest.mark.parametrize("duration_s", [1, 4.99, 5.6, 600])
+def test_a_duration_other_than_that_of_the_codes_is_refused(duration_s: float) -> None:
+    with pytest.raises(InvalidRequestError, match=f"duration_s is {duration_s:g}; the codes make 5.2 s: leave it out"):
+        read(ask(caption="x", codes=[1] * 26, metadata={"duration_s": duration_s}))
+
+
+@pytest.mark.parametrize("duration_s", [5.2, 5.3, 5.39])
+def test_a_plan_keeps_its_duration_though_its_codes_are_whole(duration_s: float) -> None:
+    assert len(read(ask(caption="x", codes=[1] * 26, metadata={"duration_s": duration_s})).codes) == 26
+
+
 def test_a_cover_of_codes_needs_no_source() -> None:
     order = read(ask(caption="x", task={"cover": {}}, codes=[1] * 5))
     assert (order.source, order.codes, order.is_planned) == (None, (1,) * 5, False)

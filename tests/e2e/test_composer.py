@@ -26,7 +26,7 @@ def test_a_plan_can_be_edited_and_sent_back(gateway: str, tmp_path: Path) -> Non
     assert len(plan["codes"]) == 15
     assert plan["seeds"] == [7]
     plan["metadata"]["key_scale"] = "Am"
-    plan["codes"] = plan["codes"][:10]
+    plan["codes"], plan["metadata"]["duration_s"] = plan["codes"][:10], 2
     path.write_text(json.dumps(plan))
     told = run(gateway, "generate", "--request", str(path), "-o", str(wav))
     assert "A minor" in told

@@ -150,7 +150,7 @@ class GenerateSongRequest(_message.Message):
     @_builtins.property
     def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """codes are audio codes of a plan, 0 to 63999, each worth 0.2 s, at most 3000. With them the planner writes nothing,
-        and the song is as long as they are.
+        and the song is as long as they are: metadata.duration_s must be absent, or theirs.
         """
 
     @_builtins.property
