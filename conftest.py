@@ -3,9 +3,12 @@
 Hypothesis has no deadline, and logs have no tracebacks by rich, which take seconds to draw all locals.
 """
 
+import os
+
 import hypothesis
 import structlog
 
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # as the command line does: tests start processes too
 hypothesis.settings.register_profile("soundstage", deadline=None)
 hypothesis.settings.load_profile("soundstage")
 structlog.configure(

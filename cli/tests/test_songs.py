@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +267,9 @@ def test_whoever_stops_the_command_cancels_the_song(
 ) -> None:
     keeping.is_stuck = True
     arguments = [sys.executable, "-m", "soundstage_cli.app", *command, "--gateway", gateway]
-    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+    # What is started in the background of a shell ignores SIGINT, and so would its children.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heed) as process:
         assert keeping.watched.wait(60)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
