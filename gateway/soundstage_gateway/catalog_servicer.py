@@ -41,13 +41,13 @@ from soundstage_runtime.score import (
     TIME_SIGNATURES,
 )
 from soundstage_runtime.validation import Checks
+from soundstage_runtime.variant import can_do
 
 _log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 100
-_TRACK_TASKS: Final = ("extract", "lego", "complete")  # of base models only
 _ADAPTER: Final = re.compile(rf"{ADAPTERS}[A-Za-z0-9._-]{{1,64}}")
 
 T = TypeVar("T")
@@ -151,9 +151,8 @@ def _tasks_of(description: DescribeResponse | None) -> list[str]:
     """Name the tasks that the diffusion stage's models can do."""
     if description is None:
         return []
-    is_base = any(model.variant.endswith("base") for model in description.models)
-    tasks = [field.name for field in Task.DESCRIPTOR.oneofs_by_name["kind"].fields]
-    return [task for task in tasks if is_base or task not in _TRACK_TASKS]
+    kinds = [field.name for field in Task.DESCRIPTOR.oneofs_by_name["kind"].fields]
+    return [kind for kind in kinds if any(can_do(model.variant, kind) for model in description.models)]
 
 
 def _read_name(name: str) -> str:

@@ -58,6 +58,7 @@ async def test_a_bad_page_is_refused(deploy: Deploy) -> None:
     ("variant", "tasks"),
     [
         ("turbo", ["cover", "repaint", "edit"]),
+        ("sft-stems", ["cover", "repaint", "lego", "edit"]),
         ("xl-base", ["cover", "repaint", "extract", "lego", "complete", "edit"]),
     ],
 )

@@ -14,6 +14,7 @@ from soundstage.type.v1.task_pb2 import Task
 from soundstage_runtime.validation import MAX_STEPS, Checks
 
 MAX_TURBO_STEPS: Final = 20
+_TRACK_TASKS: Final = ("extract", "lego", "complete")
 
 
 def is_turbo(variant: str) -> bool:
@@ -29,6 +30,11 @@ def is_base(variant: str) -> bool:
 def is_stems(variant: str) -> bool:
     """Say whether a variant was trained to add tracks to a mix that is described beside them."""
     return variant.endswith("stems")
+
+
+def can_do(variant: str, kind: str) -> bool:
+    """Say whether a variant can do a task of this kind: "cover"."""
+    return kind not in _TRACK_TASKS or is_base(variant) or (kind == "lego" and is_stems(variant))
 
 
 def check_for_variant(checks: Checks, variant: str, *, task: Task, options: DiffusionOptions, field: str) -> None:
@@ -47,7 +53,7 @@ def check_for_variant(checks: Checks, variant: str, *, task: Task, options: Diff
 
 def _check_task(checks: Checks, variant: str, task: Task) -> None:
     kind = task.WhichOneof("kind")
-    if kind in ("extract", "lego", "complete") and not is_base(variant) and not (kind == "lego" and is_stems(variant)):
+    if kind and not can_do(variant, kind):
         able = "base, xl-base and sft-stems" if kind == "lego" else "base and xl-base"
         checks.refuse(f"task.{kind}", f"is for models of the variants {able}; this one is {variant}")
     if task.lego.global_caption and not is_stems(variant):
