@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import socket
@@ -217,7 +218,7 @@ async def cut_streams(address: str, *, after_bytes: int) -> AsyncGenerator[str]:
         ends.append(end := asyncio.Event())
         gateway_reader, gateway_writer = await asyncio.open_connection(host, int(port))
         writers.extend((writer, gateway_writer))
-        left_bytes: int | None = None
+        left_bytes = math.inf
 
         async def pass_requests_on() -> None:
             nonlocal left_bytes
@@ -228,10 +229,9 @@ async def cut_streams(address: str, *, after_bytes: int) -> AsyncGenerator[str]:
 
         requests = asyncio.create_task(pass_requests_on())
         with suppress(ConnectionError):
-            while left_bytes != 0 and (data := await gateway_reader.read(65_536)):
-                if left_bytes is not None:
-                    data = data[:left_bytes]
-                    left_bytes -= len(data)
+            while left_bytes > 0 and (data := await gateway_reader.read(65_536)):
+                data = data[: int(min(left_bytes, len(data)))]
+                left_bytes -= len(data)
                 writer.write(data)
                 await writer.drain()
         writer.close()
