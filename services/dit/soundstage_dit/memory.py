@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from soundstage_budget.need import LAYERS_AT_ONCE, velocity_tokens
+from soundstage_budget.need import LAYERS_AT_ONCE, song_bytes, velocity_tokens
 from soundstage_dit.conditioning import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from soundstage_dit.residence import weight_bytes
 from soundstage_dit.size import transformer_shape
@@ -10,21 +10,22 @@ from soundstage_dit.song import Cover, Edit, Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.score import REFERENCE_LATENTS
 
-_FLOAT32_BYTES: Final = 4
-# Latents, velocities and what samplers keep of the step before: 64 channels, small beside the rest.
-_LATENTS_KEPT: Final = 8
 _FRAME_TOKENS: Final = 32  # what the prompt puts around lyrics
 
 
 def estimate_bytes(song: Song, model: LoadedModel) -> int:
     """Estimate, from above, what a song's latents, contexts and conditions take; not what one step does."""
     shape = model.dit.shape
-    kept = _LATENTS_KEPT * song.num_frames * shape.channels * _FLOAT32_BYTES
-    references = len(song.references) * REFERENCE_LATENTS * shape.channels * _FLOAT32_BYTES
-    context = song.num_frames * (shape.in_channels - shape.channels)
-    stack = shape.stack
-    memory = _max_conditions(song) * len(stack.windows) * 2 * stack.kv_heads * stack.head_dim
-    return kept + references + _num_conditions(song) * (context + memory) * model.silence.element_size()
+    return song_bytes(
+        transformer_shape(shape.stack),
+        num_frames=song.num_frames,
+        num_conditions=_max_conditions(song),
+        itemsize=model.silence.element_size(),
+        channels=shape.channels,
+        context_channels=shape.in_channels - shape.channels,
+        sets=_num_conditions(song),
+        reference_frames=len(song.references) * REFERENCE_LATENTS,
+    )
 
 
 def tokens_that_fit(model: LoadedModel, free_bytes: float) -> float:

@@ -80,16 +80,15 @@ def count_tokens(frames: int) -> int:
 
 def total_tokens(song: Song) -> int:
     """Count what all of a song's velocities take, at most."""
-    return song.diffusion.steps * step_tokens(song)
+    draws = song.task.averages if isinstance(song.task, Edit) else 1
+    looks = 2 if song.diffusion.sampler is Sampler.HEUN else 1
+    return song.diffusion.steps * draws * looks * evaluation_tokens(song)
 
 
-def step_tokens(song: Song) -> int:
-    """Count what the velocities of one of a song's steps take, at most."""
-    asked = song.diffusion
-    velocities = (2 if asked.guidance.scale > 1 else 1) * (2 if asked.sampler is Sampler.HEUN else 1)
-    if isinstance(song.task, Edit):
-        velocities *= 2 * song.task.averages
-    return velocities * count_tokens(song.num_frames)
+def evaluation_tokens(song: Song) -> int:
+    """Count what the velocities take that a song asks for at once, at most; a step may ask several times."""
+    sides = 2 if isinstance(song.task, Edit) else 1
+    return sides * (2 if song.diffusion.guidance.scale > 1 else 1) * count_tokens(song.num_frames)
 
 
 def charge(tokens: int) -> int:

@@ -10,8 +10,6 @@ from typing import Any, Never, cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,17 +22,9 @@ from soundstage_dit.model.dit import Dit, DitLayer
 from soundstage_dit.schedule import schedule
 from soundstage_dit.scheduler import Queued
 from soundstage_dit.song import (
-    Complete,
-    Cover,
     Diffusion,
-    Edit,
-    Extract,
     Guidance,
-    Lego,
-    Repaint,
-    Sampler,
     Song,
-    TextToMusic,
 )
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import OverloadedError
@@ -42,44 +32,6 @@ from soundstage_runtime.worker import Worker
 
 # One matrix product over another number of rows adds in another order.
 TOLERANCE = 1e-5
-
-words = st.text(alphabet="abc ,\nあ", max_size=60)
-
-
-UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-# Mostly short, so that a hundred mixes take seconds.
-lengths = st.one_of(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(41, 300))
-rarely = st.integers(0, 59).map(lambda number: number == 0)
-
-
-@st.composite
-def songs(draw: st.DrawFn) -> Song:
-    """Any song of a few steps."""
-    frames = draw(st.integers(1500, 3000)) if draw(rarely) else draw(lengths)
-    seed = draw(st.integers(0, 2**32 - 1))
-    source = np.random.default_rng(seed).standard_normal((frames, 64), np.float32)
-    start = draw(st.integers(0, frames - 1))
-    repaint = Repaint(start=start, end=frames, injection=0.5, blend_frames=draw(st.integers(0, 9)))
-    cover = Cover(strength=draw(st.sampled_from([0.0, 0.5, 1.0])), noise_strength=draw(st.sampled_from([0.0, 0.5])))
-    edit = Edit(source_caption="", source_lyrics="la")
-    lego, extract, complete = Lego(track="drums", start=start, end=frames), Extract(track="bass"), Complete()
-    task = draw(st.sampled_from([TextToMusic(), TextToMusic(), cover, repaint, edit, lego, extract, complete]))
-    has_codes = draw(st.booleans()) and isinstance(task, TextToMusic)
-    codes = st.lists(st.integers(0, 63_999), max_size=min(20, -(-frames // 5)))
-    return Song(
-        caption=draw(words),
-        lyrics=draw(words),
-        num_frames=frames,
-        seed=seed,
-        codes=tuple(draw(codes)) if has_codes else (),
-        task=task,
-        source=None if isinstance(task, TextToMusic) else source,
-        diffusion=Diffusion(
-            times=tuple(schedule(draw(st.integers(1, 3)), draw(st.floats(1, 5)))),
-            sampler=draw(st.sampled_from(Sampler)),
-            guidance=Guidance(scale=draw(st.sampled_from([1.0, 1.0, 3.0]))),
-        ),
-    )
 
 
 class Stepwise:
@@ -146,23 +98,6 @@ def song_of(frames: int, steps: int, seed: int = 0) -> Song:
     )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=UNHURRIED)
-@given(mix=st.lists(songs(), min_size=2, max_size=3), max_batch=st.integers(2, 5), max_tokens=st.integers(10, 4000))
-def test_a_song_in_a_batch_equals_the_song_alone(
-    model: LoadedModel, mix: list[Song], max_batch: int, max_tokens: int
-) -> None:
-    async def compare() -> None:
-        engine = DitEngine([model], Worker("dit"), max_batch=max_batch, max_tokens=max_tokens, max_songs=2)
-        together = await asyncio.gather(*(finish(engine, song) for song in mix))
-        alone = [await finish(engine, song) for song in mix]
-        assert engine.num_songs == 0
-        engine.close()
-        for one, other in zip(together, alone, strict=True):
-            np.testing.assert_allclose(one, other, atol=TOLERANCE, rtol=TOLERANCE)
-
-    asyncio.run(compare())
-
-
 @torch.inference_mode()
 def test_a_short_song_beside_a_long_one_is_not_touched_by_it(model: LoadedModel) -> None:
     source = torch.Generator().manual_seed(0)
@@ -171,10 +106,11 @@ def test_a_short_song_beside_a_long_one_is_not_touched_by_it(model: LoadedModel)
     contexts = [torch.randn(length, 128, generator=source) for length in lengths]
     memories = [model.dit.remember(torch.randn(count, 64, generator=source)) for count in conditions]
     times = torch.tensor([0.9, 0.3])
-    together = model.dit(latents, times, contexts, memories)[0]
+    run, nothing = model.dit.run, [(), ()]
+    together = run(latents, times, contexts, memories, nothing)[0]
     poisoned = [contexts[0], torch.full_like(contexts[1], torch.nan)]
-    assert torch.equal(model.dit(latents, times, poisoned, memories)[0], together)
-    alone = model.dit(latents[:1], times[:1], contexts[:1], memories[:1])[0]
+    assert torch.equal(run(latents, times, poisoned, memories, nothing)[0], together)
+    alone = run(latents[:1], times[:1], contexts[:1], memories[:1], nothing[:1])[0]
     torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -192,7 +128,7 @@ async def test_a_song_that_joins_midway_changes_no_other(model: LoadedModel) -> 
     alone = [await finish(engine, song) for song in (early, late)]
     engine.close()
     for one, other in zip(together, alone, strict=True):
-        np.testing.assert_allclose(one, other, atol=TOLERANCE, rtol=TOLERANCE)
+        np.testing.assert_array_equal(one, other)
 
 
 async def test_a_cancelled_song_leaves_before_the_next_step(model: LoadedModel) -> None:
@@ -215,7 +151,7 @@ async def test_a_cancelled_song_leaves_before_the_next_step(model: LoadedModel) 
     assert isinstance(latents, np.ndarray)
     alone = await finish(engine, staying)
     engine.close()
-    np.testing.assert_allclose(latents, alone, atol=TOLERANCE, rtol=TOLERANCE)
+    np.testing.assert_array_equal(latents, alone)
 
 
 async def test_steps_stop_when_the_last_song_is_cancelled(model: LoadedModel) -> None:
@@ -291,23 +227,6 @@ async def test_latents_that_are_not_finite_are_an_error(model: LoadedModel) -> N
     engine.close()
 
 
-@pytest.mark.parametrize("last_step", range(1, 6))
-async def test_a_song_cancelled_at_any_step_changes_no_other(model: LoadedModel, last_step: int) -> None:
-    engine = DitEngine([model], Worker("dit"))
-    staying = [song_of(70, steps=5, seed=1), song_of(9, steps=3, seed=2)]
-    together = [asyncio.create_task(finish(engine, song)) for song in staying]
-    leaving = engine.denoise(song_of(33, steps=6, seed=3))
-    async for event in leaving:
-        if event == last_step:
-            break
-    await leaving.aclose()
-    results = await asyncio.gather(*together)
-    assert engine.num_songs == 0
-    for result, song in zip(results, staying, strict=True):
-        np.testing.assert_allclose(result, await finish(engine, song), atol=TOLERANCE, rtol=TOLERANCE)
-    engine.close()
-
-
 class Watched(Stepwise):
     """One that remembers every tensor it was given, but keeps none."""
 
@@ -372,7 +291,7 @@ async def test_a_song_that_fails_between_steps_fails_alone(model: LoadedModel) -
         await finish(engine, song_of(13, steps=4, seed=2))
     latents = await good
     assert 2 in steps.batches
-    np.testing.assert_allclose(latents, await finish(engine, song_of(40, 4, 1)), atol=TOLERANCE, rtol=TOLERANCE)
+    np.testing.assert_array_equal(latents, await finish(engine, song_of(40, 4, 1)))
     assert engine.num_songs == 0
     engine.close()
 

@@ -214,7 +214,9 @@ def song_bytes(
     kept = 8 * num_frames * channels * 4  # latents, velocities, and what samplers keep of the step before
     references = reference_frames * channels * 4
     context = num_frames * context_channels * itemsize
-    return kept + references + sets * (context + shape.kv_bytes(num_conditions, itemsize))
+    remembered = shape.kv_bytes(num_conditions, itemsize)
+    joined = remembered // shape.layers  # a layer's at a time are laid beside those of other songs
+    return kept + references + sets * (context + remembered + joined)
 
 
 def need_dit(

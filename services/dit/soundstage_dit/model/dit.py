@@ -155,11 +155,30 @@ class Dit(nn.Module):
     ) -> list[Tensor]:
         """Return each song's velocity [frames, channels], float32; songs of any lengths never see one another.
 
-        Per song: latents [frames, channels], a time in `times` [songs], a context [frames, in_channels - channels],
-        what `remember` gave, and the adapters at work; None for none in any song.
+        On a CPU a song's is the same to the bit whatever is beside it. Per song: latents [frames, channels], a time in
+        `times` [songs], a context [frames, in_channels - channels], what `remember` gave, and the adapters at work;
+        None for none in any song.
         """
+        adaptations = adaptations or [()] * len(latents)
+        velocities: dict[int, Tensor] = {}
+        for songs in self._companies(adaptations, times.device):
+            frames, shown, remembered, adapted = (
+                [each[song] for song in songs] for each in (latents, contexts, memories, adaptations)
+            )
+            velocities |= zip(songs, self.run(frames, times[songs], shown, remembered, adapted), strict=True)
+        return [velocities[song] for song in range(len(latents))]
+
+    def run(
+        self,
+        latents: Sequence[Tensor],
+        times: Tensor,
+        contexts: Sequence[Tensor],
+        memories: Sequence[Tensor],
+        adaptations: Sequence[Sequence[Adaptation]],
+    ) -> list[Tensor]:
+        """Do what `forward` does in one sequence, where a song beside others may differ by how sums are rounded."""
         packed = self._pack(latents, times, contexts, adaptations)
-        x = None if packed.additions else self._run_together(packed, memories)
+        x = None if packed.additions else self._run_compiled(packed, memories)
         if x is None:
             x, place = packed.x, (packed.modulation, packed.lengths)
             for layer, memory in zip(self._walk(self.layers), zip(*memories, strict=True), strict=True):
@@ -190,19 +209,30 @@ class Dit(nn.Module):
         ends = [part for name, child in self.named_children() if name != "layers" for part in child.modules()]
         Piece([self, *ends], device).take()
 
-    def _run_together(self, packed: "_Packed", memories: Sequence[Tensor]) -> Tensor | None:
+    def _companies(self, adaptations: Sequence[Sequence[Adaptation]], device: torch.device) -> list[list[int]]:
+        """Part songs into those that go through the layers together."""
+        if device.type == "cpu" and self._compiled is None:
+            # It has its hands full with one, and a product over other rows beside a song's would round differently.
+            return [[song] for song in range(len(adaptations))]
+        # One song with an adapter would keep all others from the compiled way.
+        plain, adapted = ([i for i, uses in enumerate(adaptations) if bool(uses) is has] for has in (False, True))
+        return [songs for songs in (plain, adapted) if songs]
+
+    def _run_compiled(self, packed: "_Packed", memories: Sequence[Tensor]) -> Tensor | None:
         if self._compiled is None:
             return None
-        windows = [window for window in self.shape.stack.windows if window is not None]
+        stack = self.shape.stack
+        windows = [window for window in stack.windows if window is not None]
         counts = [memory.shape[-2] for memory in memories]
         layout = lay_out(packed.lengths, counts, max(windows, default=0), packed.x.device)
         filling = len(layout.owners) - len(packed.x)
         x, *turn = (F.pad(rows, (0, 0, 0, filling)) for rows in (packed.x, *packed.turn))
         modulation = F.pad(packed.modulation, (0, 0, 0, 0, 0, 1))
-        memory = F.pad(torch.cat(list(memories), dim=-2), (0, 0, 0, layout.num_conditions - sum(counts)))
-        for layer, words in zip(self._walk(self.layers), memory, strict=True):
+        nobodys = memories[0].new_zeros(*memories[0].shape[1:3], layout.num_conditions - sum(counts), stack.head_dim)
+        for layer, words in zip(self._walk(self.layers), zip(*memories, strict=True), strict=True):
             seen = layout.all_tokens if layer.self_attn.window is None else layout.near_tokens
-            keys, values = words[:, None]
+            # A layer's at a time: those of all layers would take as much again as the songs themselves.
+            keys, values = torch.cat([*words, nobodys], dim=-2)[:, None]
             try:
                 x = self._compiled(
                     layer, x, modulation, layout.owners, tuple(turn), seen, (keys, values), layout.conditions
@@ -243,7 +273,7 @@ class Dit(nn.Module):
         latents: Sequence[Tensor],
         times: Tensor,
         contexts: Sequence[Tensor],
-        adaptations: Sequence[Sequence[Adaptation]] | None,
+        adaptations: Sequence[Sequence[Adaptation]],
     ) -> "_Packed":
         patch, stack = self.shape.patch, self.shape.stack
         inputs = [
@@ -262,7 +292,7 @@ class Dit(nn.Module):
             turn=turn,
             embedding=embedding + still_embedding,
             modulation=modulation + still_modulation,
-            additions=find_additions(self, _spans(lengths, adaptations)) if adaptations else NOTHING,
+            additions=find_additions(self, _spans(lengths, adaptations)),
         )
 
     @cached_property
