@@ -39,4 +39,5 @@ def align(
         print(aligned.lrc, end="")
     else:
         write_text(output, aligned.lrc)
-    console.print(f"the song follows its lyrics to {aligned.score:.0%}", highlight=False)
+    scores = f"{aligned.score:.0%}, what it was made of to {aligned.plan_score:.0%}"
+    console.print(f"the song follows its lyrics to {scores}", highlight=False)

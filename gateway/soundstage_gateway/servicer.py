@@ -176,7 +176,9 @@ class SongServicer(SongServiceServicer):
         async with self._songs.enter():
             align = AlignRequest(handle=kept.handles[request.variant])
             aligned = await ask_once(STAGE_DIT, self._stages.dit.Align, align)
-        return AlignLyricsResponse(lines=aligned.lines, score=aligned.score, lrc=write_lrc(aligned.lines))
+        return AlignLyricsResponse(
+            lines=aligned.lines, score=aligned.score, plan_score=aligned.plan_score, lrc=write_lrc(aligned.lines)
+        )
 
     async def _perform(self, making: Making) -> AsyncGenerator[GenerateSongResponse, None]:
         """Yield a song's events, and its audio as soon as there is some; the first error ends it."""

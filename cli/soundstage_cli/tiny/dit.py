@@ -129,6 +129,8 @@ def write_original(
     config = (size.transformer or size.encoder) | size.shared | size.stack | _named(version)
     config |= size.condition | size.quantizer | _POOLER
     config |= {"architectures": ["AceStepConditionGenerationModel"], "use_sliding_window": True}
+    # Random weights: none of the heads follows anything, but that can be looked at as in a model whose heads do.
+    config |= {"lyric_alignment_heads": {layer: list(range(config["num_attention_heads"])) for layer in (0, 1)}}
     if size.transformer:
         config |= {f"encoder_{name}": value for name, value in size.encoder.items()}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -44,20 +44,19 @@ class Look:
     frame_s: float
 
 
-def look(song: Song, latents: Latents, conditions: Conditions, model: LoadedModel) -> Look:
-    """See where the transformer attends to the lyrics of a song that was made, [frames, channels].
+def look(song: Song, latents: Latents, conditions: Conditions, model: LoadedModel, *, time: float) -> Look:
+    """See where the transformer attends to the lyrics of a song that was made, [frames, channels], at a time.
 
-    It is shown the song with as much noise as before its last step. Raises UncalibratedError and AlignError.
+    At 1 it is shown noise alone. Raises UncalibratedError and AlignError.
     """
     stack = model.dit.shape.stack
-    heads = find_heads(len(stack.windows), stack.heads)
+    heads = find_heads(len(stack.windows), stack.heads, model.lyric_heads)
     diffusion = song.diffusion
     made = (torch.from_numpy(latents) - diffusion.latent_shift) / diffusion.latent_rescale
-    time = 1 / diffusion.steps
     noisy = noised(made, draw_noise(_SEED, *made.shape), time)
     lyrics = model.conditioner.lyric_tokens(song)
     attention: list[Matrix] = [
-        weights.cpu().numpy()
+        weights.numpy()
         for weights in model.dit.attention(
             noisy.to(model.device),
             time,
@@ -80,8 +79,14 @@ async def align(look: Look) -> Alignment:
     Cancelling acts between the parts of it, none of which keeps the event loop from its work.
     """
     if not look.lyrics.texts:
-        return Alignment(lines=(), score=0.0)
+        return Alignment()
     sharpened = [await asyncio.to_thread(sharpen, matrix) for matrix in look.attention]
     path = await asyncio.to_thread(lambda: warp(-combine(sharpened)))
-    score = await asyncio.to_thread(score_attention, look.attention, find_sung(look.lyrics.texts))
-    return Alignment(lines=time_lines(look.lyrics.lines, path, look.frame_s), score=score)
+    return Alignment(lines=time_lines(look.lyrics.lines, path, look.frame_s), score=await score(look))
+
+
+async def score(look: Look) -> float:
+    """Say how well what was looked at follows the lyrics, 0 to 1."""
+    if not look.lyrics.texts:
+        return 0.0
+    return await asyncio.to_thread(score_attention, look.attention, find_sung(look.lyrics.texts))

@@ -21,12 +21,7 @@ Heads = Mapping[int, tuple[int, ...]]  # by layer
 
 # Which heads follow the singing, by layers and heads of the transformer. They were found by listening, once a model.
 _HEADS: Final[Mapping[tuple[int, int], Heads]] = MappingProxyType(
-    {
-        (24, 16): {2: (6,), 3: (10, 11), 4: (3,), 5: (8, 9), 6: (8,)},
-        # Tiny models, whose weights are random: none of their heads follows anything.
-        (4, 4): {0: (0, 1, 2, 3), 1: (0, 1, 2, 3)},
-        (4, 8): {0: (0, 1, 2, 3, 4, 5, 6, 7), 1: (0, 1, 2, 3, 4, 5, 6, 7)},
-    }
+    {(24, 16): {2: (6,), 3: (10, 11), 4: (3,), 5: (8, 9), 6: (8,)}}
 )
 _SUPPRESSION: Final = 2.0  # times the median
 _NO_VARIANCE: Final = 1e-9
@@ -55,19 +50,24 @@ class Line:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
-    """When the lines are sung, and how well the song follows them, 0 to 1."""
+    """When the lines are sung; how well the song follows them, and how well what it was made of does, 0 to 1 each."""
 
-    lines: tuple[Line, ...]
-    score: float
+    lines: tuple[Line, ...] = ()
+    score: float = 0.0
+    plan_score: float = 0.0
 
 
-def find_heads(layers: int, heads: int) -> Heads:
-    """Return the heads that follow the singing in a model of `layers` with `heads` each; raises UncalibratedError."""
-    found = _HEADS.get((layers, heads))
+def find_heads(layers: int, heads: int, own: Heads | None = None) -> Heads:
+    """Return the heads that follow the singing: a checkpoint's `own`, or those of models of so many layers and heads.
+
+    Raises UncalibratedError.
+    """
+    found = own or _HEADS.get((layers, heads))
     if found is None:
         raise UncalibratedError(
             f"the loaded model has {layers} layers of {heads} heads, and it is not known which of them follow the "
-            "singing; songs made by a model of 24 layers of 16 heads, as the 2B models are, can be aligned"
+            "singing; a model of 24 layers of 16 heads, as the 2B ones are, can align its songs, and so can one whose "
+            "config.json has lyric_alignment_heads"
         )
     return found
 
@@ -83,8 +83,8 @@ def sharpen(attention: Matrix) -> Matrix:
 def combine(sharpened: Sequence[Matrix]) -> Matrix:
     """Bring what heads kept to one scale, and take their mean."""
     mean = float(np.mean([head.mean(dtype=np.float64) for head in sharpened]))
-    variance = float(np.mean([np.square(head - mean, dtype=np.float64).mean() for head in sharpened]))
-    return (np.mean(sharpened, axis=0) - mean) / (variance**0.5 + _NO_VARIANCE)
+    variance = float(np.mean([np.square(head - mean).mean(dtype=np.float64) for head in sharpened]))
+    return (_mean(sharpened) - mean) / (variance**0.5 + _NO_VARIANCE)
 
 
 def warp(cost: Matrix) -> Path:
@@ -135,7 +135,7 @@ def time_lines(lines: Sequence[tuple[str, slice]], path: Path, frame_s: float) -
 
 def score_attention(heads: Sequence[Matrix], is_sung: NDArray[np.bool_]) -> float:
     """Score the attention of heads from 0 to 1; only tokens that are sung must be covered, and in order."""
-    attention = np.mean(heads, axis=0)
+    attention = _mean(heads)
     low, high = float(attention.min()), float(attention.max())
     energy = (attention - low) / (high - low) if high - low > _NO_VARIANCE else np.zeros_like(attention)
     rows, columns = warp(-(energy**2))
@@ -166,6 +166,14 @@ def find_sung(tokens: Sequence[str]) -> NDArray[np.bool_]:
         is_sung.append(not is_tag and "]" not in token)
         is_tag = is_tag and "]" not in token
     return np.array(is_sung, dtype=np.bool_)
+
+
+def _mean(heads: Sequence[Matrix]) -> Matrix:
+    """Return the mean of matrices, which are large: never all of them once more."""
+    total = heads[0].copy()
+    for head in heads[1:]:
+        total += head
+    return total / len(heads)
 
 
 def _softmax(x: Matrix, *, axis: int) -> Matrix:

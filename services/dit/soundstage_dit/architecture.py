@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from soundstage_dit.alignment import Heads
 from soundstage_dit.model.shape import ConditionShape, DitShape, StackShape
 from soundstage_runtime.checkpoint import CheckpointError
 from soundstage_runtime.score import LATENTS_PER_CODE
@@ -22,6 +23,7 @@ class Architecture:
     code_width: int
     pooler: dict[str, Any]
     detokenizer: dict[str, Any]
+    lyric_heads: Heads | None = None
 
     @classmethod
     def of(cls, config: Config, encoder_config: Config, *, where: str) -> Self:
@@ -36,6 +38,7 @@ class Architecture:
                 code_width=encoder_config["fsq_dim"],
                 pooler={name: encoder_config[name] for name in _POOLER},
                 detokenizer={name: encoder_config[name] for name in _DETOKENIZER},
+                lyric_heads=_lyric_heads(config),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{where}: the configuration lacks a usable {error}") from error
@@ -72,6 +75,19 @@ def _variant(config: Config) -> str:
     version = next((version for version in ("turbo", "sft") if version in called), "base")
     stems = "-stems" if config.get("is_lego_sft") else ""
     return f"{'xl-' if _is_xl(config) else ''}{version}{stems}"
+
+
+def _lyric_heads(config: Config) -> Heads | None:
+    """Read which heads follow the singing, lists of heads by layer; no release says so."""
+    told = config.get("lyric_alignment_heads")
+    if not told:
+        return None
+    heads = {int(layer): tuple(map(int, listed)) for layer, listed in told.items()}
+    num_layers, num_heads = config["num_hidden_layers"], config["num_attention_heads"]
+    for layer, listed in heads.items():
+        if not (0 <= layer < num_layers and listed and all(0 <= head < num_heads for head in listed)):
+            raise ValueError(f"'lyric_alignment_heads': there are {num_layers} layers of {num_heads} heads")
+    return heads
 
 
 def _check_codes(config: Config) -> None:

@@ -5,6 +5,7 @@ import contextvars
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from soundstage_device.worker import DeviceMemoryError
 from soundstage_dit.adapters import Adapters, Loan
-from soundstage_dit.aligner import Look, align, look
+from soundstage_dit.aligner import Look, align, look, score
 from soundstage_dit.alignment import Alignment
 from soundstage_dit.guard import Guard
 from soundstage_dit.journey import DenoiseError, Journey
 from soundstage_dit.line import Line, Visit
-from soundstage_dit.memory import estimate_bytes
+from soundstage_dit.memory import estimate_bytes, look_bytes
 from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.residence import Residence
 from soundstage_dit.scheduler import Load, Queued, Room, charge, count_tokens, take_turn
@@ -73,12 +74,13 @@ class DitEngine:
         self._guard = Guard(free_bytes)
         self._max_batch, self._max_tokens = max_batch, max_tokens
         self._tokens_at_once = max_tokens  # less after a step that ran out of memory
-        room = Room(
+        self._room = Room(
             max_songs=max_songs,
             max_bytes=round(max_songs_gb * 1e9),
             max_model_bytes=math.inf if residence is None else residence.max_bytes,
         )
-        self._line = Line(room, max_waiting=max_waiting)
+        self._line = Line(self._room, max_waiting=max_waiting)
+        self._aligning = asyncio.Lock()
         self._in_hand: Sequence[Journey] = ()  # of the worker, which holds on to their tensors
         self._steps: asyncio.Task[None] | None = None
 
@@ -138,18 +140,27 @@ class DitEngine:
     async def align(self, song: Song, latents: Latents, adapters: Loan | None = None) -> Alignment:
         """Tell when the lyrics of a song that was made are sung; raises UncalibratedError and AlignError.
 
-        The adapters it was made with must still be there: raises AdapterGoneError.
+        One song at a time: what is looked at is large. The adapters it was made with must still be there: raises
+        AdapterGoneError.
         """
-        work = partial(_look, song, self._adaptations(song, adapters), latents)
-        return await align(await self._visit(self._models[song.model], work))
+        model, adaptations = self._models[song.model], self._adaptations(song, adapters)
+
+        async def see(time: float) -> Look:
+            work = partial(_look, song, adaptations, latents, time)
+            return await self._visit(model, work, size_bytes=look_bytes(song, model))
+
+        async with self._aligning:
+            plan_score = await score(await see(1.0))
+            return replace(await align(await see(1 / song.diffusion.steps)), plan_score=plan_score)
 
     def close(self) -> None:
         """End the worker; waits for the step in hand."""
         self._worker.close()
 
-    async def _visit(self, model: LoadedModel, work: Callable[[LoadedModel], T]) -> T:
-        """Have the worker use a model, as soon as there is room for it on the device."""
-        load = Load(tokens_left=0, size_bytes=0, parts=self._parts(model), is_song=False)
+    async def _visit(self, model: LoadedModel, work: Callable[[LoadedModel], T], *, size_bytes: int = 0) -> T:
+        """Have the worker use a model, as soon as there is room for it, and for so much beside it, on the device."""
+        size_bytes = min(size_bytes, self._room.max_bytes)  # alone it is tried
+        load = Load(tokens_left=0, size_bytes=size_bytes, parts=self._parts(model), is_song=False)
         visit = Visit(model=model, load=load)
         try:
             await self._line.visit(visit)
@@ -291,8 +302,8 @@ def _set_out(journey: Journey) -> Evaluation:
     return next(journey.trajectory)
 
 
-def _look(song: Song, adaptations: Sequence[Adaptation], latents: Latents, model: LoadedModel) -> Look:
-    return look(song, latents, prepare(song, model, adaptations).conditional, model)
+def _look(song: Song, adaptations: Sequence[Adaptation], latents: Latents, time: float, model: LoadedModel) -> Look:
+    return look(song, latents, prepare(song, model, adaptations).conditional, model, time=time)
 
 
 def _read(latents: Tensor) -> Latents:

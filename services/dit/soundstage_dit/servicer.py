@@ -182,7 +182,7 @@ class DitServicer(DitServiceServicer):
         async with self._admission.enter():
             alignment = await self._model.align(keepsake.song, keepsake.latents, keepsake.adapters)
         lines = [LyricLine(text=line.text, start_s=line.start_s, end_s=line.end_s) for line in alignment.lines]
-        return AlignResponse(lines=lines, score=alignment.score)
+        return AlignResponse(lines=lines, score=alignment.score, plan_score=alignment.plan_score)
 
     async def ListAdapters(
         self, request: ListAdaptersRequest, context: "grpc.aio.ServicerContext[Any, Any]"

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 from transformers.utils.logging import disable_progress_bar
 
 from soundstage_device.weights import build, read_weights
+from soundstage_dit.alignment import Heads
 from soundstage_dit.architecture import Architecture, encoder_config
 from soundstage_dit.conditioning import Conditioner
 from soundstage_dit.model.codes import CodeDecoder, CodeEncoder
@@ -20,7 +21,7 @@ from soundstage_dit.model.dit import Dit
 from soundstage_runtime.checkpoint import CheckpointError, Fingerprints, read_json, weight_files
 from soundstage_runtime.score import MAX_LATENT_FRAMES
 from soundstage_runtime.text import is_control_token
-from soundstage_runtime.variant import is_stems, is_turbo
+from soundstage_runtime.variant import is_stems
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -55,11 +56,7 @@ class LoadedModel:
     variant: str
     model_fingerprint: str
     device: torch.device
-
-    @property
-    def is_turbo(self) -> bool:
-        """Whether guidance is built into the model."""
-        return is_turbo(self.variant)
+    lyric_heads: Heads | None = None  # that follow the singing, where the checkpoint says so
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
@@ -151,6 +148,7 @@ def load(
         variant=shapes.variant,
         model_fingerprint=model_fingerprint(),
         device=device,
+        lyric_heads=shapes.lyric_heads,
     )
 
 

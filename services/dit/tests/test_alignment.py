@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -35,9 +36,11 @@ from soundstage_dit.alignment import (
 )
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.handles import Keepsake, Keepsakes, SongForgottenError
+from soundstage_dit.model.dit import Dit
 from soundstage_dit.song import Diffusion, Song
 from soundstage_dit.weights import LoadedModel
 from soundstage_runtime.errors import read_details
+from soundstage_runtime.worker import Worker
 
 from .conftest import Serving
 
@@ -181,6 +184,9 @@ def test_heads_are_known_for_the_2b_models_alone() -> None:
     assert find_heads(24, 16) == {2: (6,), 3: (10, 11), 4: (3,), 5: (8, 9), 6: (8,)}
     with pytest.raises(UncalibratedError, match="32 layers of 32 heads"):
         find_heads(32, 32)
+    with pytest.raises(UncalibratedError, match=r"config\.json has lyric_alignment_heads"):
+        find_heads(4, 4)
+    assert find_heads(32, 32, {3: (1,)}) == {3: (1,)}
 
 
 @torch.inference_mode()
@@ -255,7 +261,9 @@ async def test_a_song_is_aligned_by_its_handle(engine: DitEngine) -> None:
     assert times == sorted(times)
     assert times[0] == 0
     assert times[-1] <= 101 / 25
-    assert 0 <= aligned.score <= 1
+    assert 0 < aligned.score <= 1
+    assert 0 < aligned.plan_score <= 1
+    assert aligned.plan_score != aligned.score
     assert [line.text for line in other.lines] == ["lo", "lo"]
 
 
@@ -312,6 +320,18 @@ async def test_cancelling_ends_an_alignment_and_frees_its_place() -> None:
         assert serving.admission.in_flight == 0
 
 
+class Looks:
+    """A transformer that notes the times it is looked at for."""
+
+    def __init__(self, dit: Dit) -> None:
+        self.times: list[float] = []
+        self.shape, self.remember, self._dit = dit.shape, dit.remember, dit
+
+    def attention(self, latents: torch.Tensor, time: float, *others: Any, **options: Any) -> list[torch.Tensor]:
+        self.times.append(time)
+        return self._dit.attention(latents, time, *others, **options)
+
+
 def keepsake(num_frames: int = 10_000, **fields: object) -> Keepsake:
     song = Song(caption="", lyrics="", num_frames=num_frames, seed=0, **fields)  # pyright: ignore[reportArgumentType]
     return Keepsake(song=song, latents=np.zeros((num_frames, 64), np.float32), adapters=Loan([]))
@@ -333,6 +353,27 @@ def test_sources_and_references_count_among_the_bytes_of_a_song() -> None:
     plain, source = keepsake(), np.zeros((10_000, 64), np.float32)
     assert plain.size_bytes >= plain.latents.nbytes
     assert keepsake(source=source, references=(source, source)).size_bytes == plain.size_bytes + 3 * source.nbytes
+
+
+async def test_the_plan_is_scored_by_noise_alone_whatever_was_made(engine: DitEngine) -> None:
+    song = Song(caption="", lyrics=LYRICS, num_frames=50, seed=0)
+    made = [np.random.default_rng(seed).standard_normal((50, 64)).astype(np.float32) for seed in (0, 1)]
+    first, second = [await engine.align(song, latents) for latents in made]
+    assert first.plan_score == second.plan_score
+    assert first.score != second.score
+    coded = await engine.align(replace(song, codes=tuple(range(10))), np.zeros((50, 64), np.float32))
+    assert coded.plan_score != first.plan_score
+
+
+async def test_alignments_are_made_one_at_a_time(model: LoadedModel) -> None:
+    looks = Looks(model.dit)
+    engine = DitEngine([replace(model, dit=cast(Dit, looks))], Worker("dit"))
+    song = Song(caption="", lyrics=LYRICS, num_frames=50, seed=0)
+    made = [engine.align(replace(song, seed=seed), np.ones((50, 64), np.float32)) for seed in range(3)]
+    await asyncio.gather(*made)
+    engine.close()
+    # The noise of the plan, then the song: were two at work, two plans would be looked at first.
+    assert looks.times == [1.0, 0.125] * 3
 
 
 async def test_latents_are_aligned_as_the_model_made_them(engine: DitEngine) -> None:

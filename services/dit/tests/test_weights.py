@@ -150,22 +150,29 @@ def test_an_unfit_configuration_is_refused(copied: Path, fields: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    ("fields", "variant", "is_turbo"),
+    ("fields", "variant"),
     [
-        ({"is_turbo": True, "model_version": None}, "turbo", True),
-        ({"is_turbo": None, "model_version": "turbo-rl"}, "turbo", True),
-        ({"is_turbo": False, "model_version": "sft"}, "sft", False),
-        ({"is_turbo": False, "model_version": "base-sft-fix-inst"}, "sft", False),
-        ({"is_turbo": False, "model_version": "base"}, "base", False),
-        ({"is_turbo": None, "model_version": None}, "base", False),
+        ({"is_turbo": True, "model_version": None}, "turbo"),
+        ({"is_turbo": None, "model_version": "turbo-rl"}, "turbo"),
+        ({"is_turbo": False, "model_version": "sft"}, "sft"),
+        ({"is_turbo": False, "model_version": "base-sft-fix-inst"}, "sft"),
+        ({"is_turbo": False, "model_version": "base"}, "base"),
+        ({"is_turbo": None, "model_version": None}, "base"),
     ],
 )
-def test_a_variant_is_known_by_its_configuration(
-    copied: Path, fields: dict[str, object], variant: str, is_turbo: bool
-) -> None:
+def test_a_variant_is_known_by_its_configuration(copied: Path, fields: dict[str, object], variant: str) -> None:
     change_config(copied, **fields)
-    model = load_cpu(copied)
-    assert (model.variant, model.is_turbo) == (variant, is_turbo)
+    assert load_cpu(copied).variant == variant
+
+
+def test_heads_that_follow_the_singing_are_the_checkpoints_own_if_it_names_some(copied: Path) -> None:
+    change_config(copied, lyric_alignment_heads={"1": [3, 0]})
+    assert load_cpu(copied).lyric_heads == {1: (3, 0)}
+    change_config(copied, lyric_alignment_heads=None)
+    assert load_cpu(copied).lyric_heads is None
+    change_config(copied, lyric_alignment_heads={"1": [4]})
+    with pytest.raises(CheckpointError, match="lyric_alignment_heads': there are 4 layers of 4 heads"):
+        load_cpu(copied)
 
 
 def test_silence_of_another_length_is_refused(copied: Path) -> None:

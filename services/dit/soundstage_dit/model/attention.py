@@ -15,6 +15,7 @@ from soundstage_dit.model.shape import StackShape
 # Products of fewer queries wait for memory, those of more fill the cache with scores.
 _LEAST_BLOCK: Final = 128
 _SCORES_AT_ONCE: Final = 1 << 19
+_TOKENS_WEIGHED: Final = 512
 _PIECE: Final = 768  # tokens: what lies between two projections of so many stays in a CPU's cache
 
 Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [tokens, head_dim], float32
@@ -162,12 +163,24 @@ class CrossAttention(Attention):
         seen = [attend(q, memory[0], memory[1], None) for q, memory in zip(songs, memories, strict=True)]
         return self.join(seen, additions)
 
-    def weights(self, x: Tensor, memory: Tensor, heads: Sequence[int], additions: Additions = NOTHING) -> Tensor:
-        """Return how much `heads` attend from x [tokens, width] of one song, [heads, tokens, conditions], float32."""
-        queries, keys = self.query(x, additions), memory[0]
-        groups = len(queries) // len(keys)
-        scores = queries[list(heads)] @ keys[[head // groups for head in heads]].mT
-        return (scores.float() * self._head_dim**-0.5).softmax(dim=-1)
+    def weights(
+        self, x: Tensor, memory: Tensor, heads: Sequence[int], keys: slice, additions: Additions = NOTHING
+    ) -> Tensor:
+        """Return how much `heads` attend from x [tokens, width] of one song to `keys`, [heads, tokens, keys], float32.
+
+        They are shares of what is given to all conditions.
+        """
+        queries, remembered = self.query(x, additions), memory[0]
+        groups = len(queries) // len(remembered)
+        columns = remembered[[head // groups for head in heads]].mT
+        # Scores of all conditions are large: a block of tokens at a time.
+        return torch.cat(
+            [
+                ((block @ columns).float() * self._head_dim**-0.5).softmax(dim=-1)[..., keys]
+                for block in queries[list(heads)].split(_TOKENS_WEIGHED, dim=1)
+            ],
+            dim=1,
+        )
 
 
 class Mlp(nn.Module):

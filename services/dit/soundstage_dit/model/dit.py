@@ -254,7 +254,7 @@ class Dit(nn.Module):
         heads: Mapping[int, Sequence[int]],
         conditions: slice,
     ) -> list[Tensor]:
-        """Return how much each head attends to `conditions` in one song, [conditions, patches], float32.
+        """Return how much each head attends to `conditions` in one song, [conditions, patches], float32 on the host.
 
         `heads` are chosen by layer. Layers beyond them are not run, and `memory` need not have them.
         """
@@ -263,8 +263,10 @@ class Dit(nn.Module):
         seen: list[Tensor] = []
         for index, layer in enumerate(self._walk(self.layers[: max(heads) + 1])):
             x = layer.see_song(x, *place, packed.turn, additions)
-            weights = layer.cross_attn.weights(layer.cross_attn_norm(x), memory[index], heads.get(index, ()), additions)
-            seen += weights[..., conditions].mT
+            if chosen := heads.get(index):
+                normed = layer.cross_attn_norm(x)
+                weights = layer.cross_attn.weights(normed, memory[index], chosen, conditions, additions)
+                seen += weights.mT.cpu()
             x = layer.see_conditions(x, *place, [memory[index]], additions)
         return seen
 

@@ -731,10 +731,15 @@ class AlignLyricsResponse(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
     LRC_FIELD_NUMBER: _builtins.int
+    PLAN_SCORE_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """score is how well the song follows the lyrics, 0 to 1."""
     lrc: _builtins.str
     """lrc is the lines as an LRC file: "[mm:ss.xx]text"."""
+    plan_score: _builtins.float
+    """plan_score is how well what the song was made of follows the lyrics, before anything was made of it, 0 to 1: its
+    words, codes and source, seen through noise alone.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_score_pb2.LyricLine]:
         """lines are the lyrics' lines, tags included, in order."""
@@ -745,10 +750,11 @@ class AlignLyricsResponse(_message.Message):
         lines: _abc.Iterable[_score_pb2.LyricLine] | None = ...,
         score: _builtins.float = ...,
         lrc: _builtins.str = ...,
+        plan_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "lrc", b"lrc", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "lrc", b"lrc", "plan_score", b"plan_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

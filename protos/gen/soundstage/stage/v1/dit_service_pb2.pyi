@@ -384,8 +384,11 @@ class AlignResponse(_message.Message):
 
     LINES_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    PLAN_SCORE_FIELD_NUMBER: _builtins.int
     score: _builtins.float
     """score is how well the song follows the lyrics, 0 to 1."""
+    plan_score: _builtins.float
+    """plan_score is how well what the song was made of follows the lyrics, seen through noise alone, 0 to 1."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_score_pb2.LyricLine]:
         """lines are the lyrics' lines, tags included, in order."""
@@ -395,10 +398,11 @@ class AlignResponse(_message.Message):
         *,
         lines: _abc.Iterable[_score_pb2.LyricLine] | None = ...,
         score: _builtins.float = ...,
+        plan_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "plan_score", b"plan_score", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
