@@ -226,7 +226,8 @@ TASKS: dict[str, tuple[Task, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", TASKS)
 @pytest.mark.parametrize(
-    ("ours", "theirs", "scale"), [("model", "pipeline", 1.0), ("base_model", "base_pipeline", 7.0)]
+    ("ours", "theirs", "scale"),
+    [("model", "pipeline", 1.0), ("base_model", "base_pipeline", 1.0), ("base_model", "base_pipeline", 7.0)],
 )
 async def test_a_song_from_a_source_equals_that_of_diffusers(
     request: pytest.FixtureRequest, source: Source, kind: str, ours: str, theirs: str, scale: float
