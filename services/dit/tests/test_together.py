@@ -132,15 +132,17 @@ def test_one_program_serves_any_songs_and_gives_what_the_layers_give(model: Load
 
 
 @torch.inference_mode()
-def test_a_step_with_adapters_is_not_compiled(model: LoadedModel, fresh: None) -> None:
+def test_songs_with_adapters_are_not_compiled_and_those_beside_them_are(model: LoadedModel, fresh: None) -> None:
     dit = deepcopy(model.dit)
     dit.compile_layers(backend="eager")
-    songs = songs_of(dit, [30], [9])
+    songs = songs_of(dit, [30, 12, 40], [9, 5, 7])
     delta = LowRank(down=torch.ones(1, 64), up=torch.ones(64, 1))
-    adaptations = [(Adaptation(deltas={"layers.1.self_attn.q_proj": delta}, scale=1.0),)]
-    found, expected = dit(*songs, adaptations)[0], model.dit(*songs, adaptations)[0]
-    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
-    assert counters["stats"]["unique_graphs"] == 0
+    adapted = (Adaptation(deltas={"layers.1.self_attn.q_proj": delta}, scale=1.0),)
+    for uses, num_programs in (((adapted,) * 3, 0), (((), adapted, ()), 1)):
+        for found, expected in zip(dit(*songs, uses), model.dit(*songs, uses), strict=True):
+            torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+        assert counters["stats"]["unique_graphs"] == num_programs
+    assert dit.is_compiled
 
 
 @torch.inference_mode()
@@ -156,6 +158,21 @@ def test_where_the_compiler_fails_the_layers_run_as_they_are(
     for _ in range(2):
         for found, expected in zip(dit(*songs), model.dit(*songs), strict=True):
             torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    assert capsys.readouterr().out.count("compile_failed") == 1
+
+
+@torch.inference_mode()
+def test_a_model_that_is_one_program_too_many_runs_as_it_is(
+    model: LoadedModel, xl_model: LoadedModel, fresh: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for number, each in enumerate((model, xl_model)):
+            dit = deepcopy(each.dit)
+            dit.compile_layers(backend="eager")
+            songs = songs_of(dit, [30, 5], [9, 4])
+            for found, expected in zip(dit(*songs), each.dit(*songs), strict=True):
+                torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+            assert dit.is_compiled is (number == 0)
     assert capsys.readouterr().out.count("compile_failed") == 1
 
 

@@ -11,7 +11,7 @@ import structlog
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from soundstage_device.offload import Piece, relay
 from soundstage_dit.model.adapter import NOTHING, Adaptation, Additions, find_additions, project
@@ -237,7 +237,7 @@ class Dit(nn.Module):
                 x = self._compiled(
                     layer, x, modulation, layout.owners, tuple(turn), seen, (keys, values), layout.conditions
                 )
-            except TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 _log.warning("compile_failed", error=type(error).__name__, why=str(error).strip().partition("\n")[0])
                 self._compiled = None
                 return None

@@ -81,7 +81,8 @@ def see(queries: Tensor, keys: Tensor, window: int | None, device: torch.device)
 
 def compile_layer(backend: str | Callable[..., Any]) -> Callable[..., Tensor]:
     """Return `run_layer` compiled, by `backend`, for songs of any number and length."""
-    compiled = torch.compile(run_layer, dynamic=True, backend=backend)
+    # Whole: attention that is left out of a program, or has one too many, would write down all scores without a word.
+    compiled = torch.compile(run_layer, fullgraph=True, dynamic=True, backend=backend)
     # Else lengths that are equal the first time would have to be so for ever. It is set around each call: torch keeps a
     # setting for the context that it was made in, and each call of the worker has its own.
     return _SETTINGS.patch(use_duck_shape=False)(compiled)
