@@ -173,7 +173,8 @@ def _mean(heads: Sequence[Matrix]) -> Matrix:
     total = heads[0].copy()
     for head in heads[1:]:
         total += head
-    return total / len(heads)
+    total /= len(heads)
+    return total
 
 
 def _softmax(x: Matrix, *, axis: int) -> Matrix:

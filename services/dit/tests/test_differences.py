@@ -110,7 +110,8 @@ async def test_a_final_time_of_nothing_is_the_end_where_diffusers_asks_the_model
 
 
 def test_no_lyrics_are_no_error_in_a_batch(pipeline: AceStepPipeline) -> None:
-    for lyrics, error in (("", IndexError), (None, TypeError)):
+    nothings: list[tuple[Any, type[Exception]]] = [("", IndexError), (None, TypeError)]
+    for lyrics, error in nothings:
         with pytest.raises(error):
             pipeline(prompt=["a", "b"], lyrics=lyrics, audio_duration=1.0, output_type="latent")
     assert read_song(DenoiseSetup(latent_frames=14), variant="turbo").lyrics == ""

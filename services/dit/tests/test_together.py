@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 from torch.nn.attention.flex_attention import flex_attention
@@ -165,7 +166,8 @@ def test_where_the_compiler_fails_the_layers_run_as_they_are(
 def test_a_model_that_is_one_program_too_many_runs_as_it_is(
     model: LoadedModel, xl_model: LoadedModel, fresh: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with torch._dynamo.config.patch(recompile_limit=1):
+    compiler: Any = dynamo_config  # without types
+    with compiler.patch(recompile_limit=1):
         for number, each in enumerate((model, xl_model)):
             dit = deepcopy(each.dit)
             dit.compile_layers(backend="eager")

@@ -159,13 +159,12 @@ class Dit(nn.Module):
         `times` [songs], a context [frames, in_channels - channels], what `remember` gave, and the adapters at work;
         None for none in any song.
         """
-        adaptations = adaptations or [()] * len(latents)
+        uses: Sequence[Sequence[Adaptation]] = adaptations or [()] * len(latents)
         velocities: dict[int, Tensor] = {}
-        for songs in self._companies(adaptations, times.device):
-            frames, shown, remembered, adapted = (
-                [each[song] for song in songs] for each in (latents, contexts, memories, adaptations)
-            )
-            velocities |= zip(songs, self.run(frames, times[songs], shown, remembered, adapted), strict=True)
+        for songs in self._companies(uses, times.device):
+            frames, shown, remembered = ([each[song] for song in songs] for each in (latents, contexts, memories))
+            found = self.run(frames, times[songs], shown, remembered, [uses[song] for song in songs])
+            velocities |= zip(songs, found, strict=True)
         return [velocities[song] for song in range(len(latents))]
 
     def run(
