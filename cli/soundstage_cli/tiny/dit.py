@@ -1,9 +1,9 @@
 """Small diffusion checkpoints, in the original layout and in diffusers', of the same weights for the same seed."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
@@ -35,7 +35,9 @@ class Size:
     head_dim: int = 16
     sliding_window: int = 16
     layers: int = 4
-    text_width: int = 48
+    lyric_layers: int = 2
+    timbre_layers: int = 2
+    text: dict[str, Any] = field(default_factory=lambda: _text(48, 96, 2, 4, 2, 16))
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -64,10 +66,10 @@ class Size:
     def condition(self) -> dict[str, Any]:
         """The condition encoder's ends and depth."""
         return {
-            "text_hidden_dim": self.text_width,
+            "text_hidden_dim": self.text["hidden_size"],
             "timbre_hidden_dim": _CHANNELS,
-            "num_lyric_encoder_hidden_layers": 2,
-            "num_timbre_encoder_hidden_layers": 2,
+            "num_lyric_encoder_hidden_layers": self.lyric_layers,
+            "num_timbre_encoder_hidden_layers": self.timbre_layers,
         }
 
     @property
@@ -86,10 +88,30 @@ def _widths(hidden: int, intermediate: int, heads: int, kv_heads: int) -> dict[s
     }
 
 
+def _text(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int) -> dict[str, Any]:
+    return _widths(hidden, intermediate, heads, kv_heads) | {"num_hidden_layers": layers, "head_dim": head_dim}
+
+
 TINY = Size(encoder=_widths(64, 128, 4, 2))
 # 8 heads of 16 are wider than the hidden size, as in the real XL.
 TINY_XL = Size(encoder=TINY.encoder, transformer=_widths(96, 160, 8, 2))
-MID = Size(encoder=_widths(512, 1536, 8, 4), head_dim=64, sliding_window=128, layers=8, text_width=256)
+MID = Size(
+    encoder=_widths(512, 1536, 8, 4),
+    head_dim=64,
+    sliding_window=128,
+    layers=8,
+    text=_text(256, 512, 2, 4, 2, 16),
+)
+# The released 2B, for measurements: 3 billion parameters with the text encoder.
+REAL = Size(
+    encoder=_widths(2048, 6144, 16, 8),
+    head_dim=128,
+    sliding_window=128,
+    layers=24,
+    lyric_layers=8,
+    timbre_layers=4,
+    text=_text(1024, 3072, 28, 16, 8, 128) | {"vocab_size": 151_669},
+)
 _POOLER: dict[str, Any] = {
     "audio_acoustic_hidden_dim": _CHANNELS,
     "pool_window_size": 5,
@@ -153,17 +175,26 @@ def write_original(
 
 
 def write_diffusers(
-    folder: Path, *, xl: bool = False, version: Version = "turbo", seed: int = 0, size: Size | None = None
+    folder: Path,
+    *,
+    xl: bool = False,
+    version: Version = "turbo",
+    seed: int = 0,
+    size: Size | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a pipeline directory, all but its `vae` folder; return it."""
-    parts = _make(size or (TINY_XL if xl else TINY), version=version, seed=seed)
+    """Write a pipeline directory, all but its `vae` folder; return it. Weights are drawn on `device`."""
+    parts = _make(size or (TINY_XL if xl else TINY), version=version, seed=seed, device=device)
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0)
     library = {"text_encoder": "transformers", "tokenizer": "transformers"}
     index: dict[str, Any] = {"_class_name": "AceStepPipeline", "vae": ["diffusers", "AutoencoderOobleck"]}
     for name in (*_Parts.__slots__, "scheduler"):
         part = scheduler if name == "scheduler" else getattr(parts, name)
-        part.save_pretrained(folder / name)
+        if isinstance(part, nn.Module):
+            nn.Module.to(part, dtype)  # theirs warns of layers to be kept in float32, of which there are none
+        cast(Any, part).save_pretrained(folder / name)
         index[name] = [library.get(name, "diffusers"), type(part).__name__]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     return folder
@@ -175,22 +206,13 @@ def _named(version: Version) -> dict[str, Any]:
     )
 
 
-def _make(size: Size, *, version: Version, seed: int) -> _Parts:
-    with torch.random.fork_rng(devices=[]):
+def _make(size: Size, *, version: Version, seed: int, device: str = "cpu") -> _Parts:
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         # First, so that both sizes share one text encoder, as the released ones do.
         tokenizer = byte_tokenizer(appends_end=True)
-        text_config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=size.text_width,
-            intermediate_size=2 * size.text_width,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            max_position_embeddings=4096,
-        )
-        text_encoder = _enliven(Qwen3Model(text_config))
+        text: dict[str, Any] = {"vocab_size": len(tokenizer), "max_position_embeddings": 4096} | size.text
+        text_encoder = _enliven(Qwen3Model(Qwen3Config(**text)))
         parts = _Parts(
             transformer=_enliven(
                 AceStepTransformer1DModel(

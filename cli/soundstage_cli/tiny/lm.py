@@ -60,8 +60,8 @@ SMALL: Final = Shape(
 )
 
 
-def write_lm(folder: Path, *, seed: int = 0, prefixed: bool = False, shape: Shape = TINY) -> None:
-    """Write a random Qwen3 with its tokenizer to `folder`.
+def write_lm(folder: Path, *, seed: int = 0, prefixed: bool = False, shape: Shape = TINY, device: str = "cpu") -> None:
+    """Write a random Qwen3 with its tokenizer to `folder`; its weights are drawn on `device`, and other ones on each.
 
     The released checkpoints name tensors `layers.0...`; with `prefixed` they are named `model.layers.0...`.
     """
@@ -81,7 +81,7 @@ def write_lm(folder: Path, *, seed: int = 0, prefixed: bool = False, shape: Shap
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         dtype=shape.dtype,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         torch.set_default_dtype(shape.dtype)
         try:
