@@ -98,14 +98,14 @@ def test_measures_a_gateway_and_a_tiny_codec(
     done = CliRunner().invoke(app, ["bench", "stream", *options, *folders, "--gateway", gateway])
     assert done.exit_code == 0, done.output
     assert len(keeping.created) == 1 + 3  # one is a rehearsal
-    report = json.loads((tmp_path / "figures" / "stream.json").read_text())
-    assert report["gateway"]["listeners"] == 3
-    assert 0 < report["gateway"]["first_audio_p50_s"] <= report["gateway"]["worst_wait_s"]
-    assert [(run["round"], run["order"]) for run in report["codec"]["runs"]] == [(1, "first-come"), (1, "earliest-dry")]
-    for run in report["codec"]["runs"]:
+    report = json.loads((tmp_path / "figures" / "stream-3x1s-load-2.json").read_text())
+    assert report["summaries"][0]["listeners"] == 3
+    assert 0 < report["summaries"][0]["first_audio_p50_s"] <= report["summaries"][0]["worst_wait_s"]
+    assert [(run["round"], run["order"]) for run in report["runs"]] == [(1, "first-come"), (1, "earliest-dry")]
+    for run in report["runs"]:
         assert run["audience"]["listeners"] == len(run["waited_s"]) >= 3
         assert 0 < run["audience"]["first_audio_p50_s"] <= run["audience"]["worst_wait_s"]
-    assert (tmp_path / "figures" / "stream.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figures" / "stream-3x1s-load-2.png").read_bytes().startswith(b"\x89PNG")
     assert "times as long as earliest-dry" in done.output
 
 

@@ -3,17 +3,20 @@
 import asyncio
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-P = TypeVar("P")
+if TYPE_CHECKING:
+    from soundstage_cli.bench.report import Report
+
 R = TypeVar("R")
 
 app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
@@ -23,6 +26,7 @@ _DTYPES: Final = ("float32", "bfloat16", "float16")
 @app.callback()
 def bench() -> None:
     """Measure this machine."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background may have it ignored
 
 
 @app.command()
@@ -34,18 +38,20 @@ def lm(
     rounds: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 5,
     codes: Annotated[int, typer.Option(min=10, max=3000, help="codes of a song")] = 100,
     threads: Annotated[int, typer.Option(min=1, help="of each engine")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "bfloat16",
     cache: Annotated[Path, typer.Option(help="where the random planner is kept: 1.3 GB")] = Path(".bench"),
     vllm_python: Annotated[Path, typer.Option(help="an interpreter that has vLLM")] = Path(sys.executable),
 ) -> None:
     """Measure how fast songs are planned, against transformers' generate with guidance."""
-    from soundstage_cli.bench.lm import SHAPES, Plan, Run, measure  # torch and transformers take seconds to import
-    from soundstage_cli.bench.report import make_table, summarize, write_report
+    from soundstage_cli.bench.lm import SHAPES, Plan, measure  # torch and transformers take seconds to import
+    from soundstage_cli.bench.lm_report import make_report
     from soundstage_cli.bench.stage import StageDiedError
 
     engines = engine or ["torch"]
     _check_choice("--size", SHAPES, size)
     _check_choice("--engine", ("torch", "vllm"), *engines)
+    _check_device(device)
     _check_choice("--dtype", ("float32", "bfloat16"), dtype)
     if shutil.which(vllm_python) is None:
         raise typer.BadParameter(f"is {str(vllm_python)!r}, which cannot be run", param_hint="--vllm-python")
@@ -58,25 +64,15 @@ def lm(
         rounds=rounds,
         num_codes=codes,
         threads=threads,
+        device=device,
         dtype=dtype,
         cache=cache,
         vllm_python=vllm_python,
     )
-    console = Console(stderr=True)
-    runs: list[Run] = []
-
-    async def collect() -> None:
-        async for run in measure(plan, lambda line: console.print(line, highlight=False)):
-            runs.append(run)
-
     try:
-        asyncio.run(collect())
+        asyncio.run(_collect(measure(plan, _tell), output, partial(make_report, plan)))
     except StageDiedError as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from error
-    Console().print(make_table(summarize(runs)))
-    for path in write_report(output, plan, runs):
-        console.print(f"wrote {path}", highlight=False)
+        _fail(error)
 
 
 @app.command()
@@ -92,11 +88,11 @@ def dit(
 ) -> None:
     """Measure how long a diffusion step takes, against diffusers' transformer with the same weights."""
     from soundstage_cli.bench.dit import CASES, SIZES, Plan, measure  # torch and diffusers take seconds to import
-    from soundstage_cli.bench.dit_report import make_table, summarize, write_report
+    from soundstage_cli.bench.dit_report import make_report
 
     _check_choice("--size", SIZES, size)
     _check_device(device)
-    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = dtype or _like(device)
     _check_choice("--dtype", _DTYPES, dtype)
     shortest_s = min(case.duration_s for case in CASES)
     if max_seconds < shortest_s:
@@ -112,7 +108,9 @@ def dit(
         dtype=dtype,
         is_compiled=device != "cpu" if compiled is None else compiled,
     )
-    _run_rounds(measure, plan, lambda runs: make_table(summarize(runs)), partial(write_report, output, plan))
+    with keep(output, partial(make_report, plan)) as take:
+        for runs in measure(plan, _tell):
+            take(runs)
 
 
 @app.command()
@@ -128,14 +126,7 @@ def vae(
     compiled: Annotated[bool | None, typer.Option(help="measure ours compiled too; without it, on cuda only")] = None,
 ) -> None:
     """Measure how long a song's decoding takes, against diffusers' own tiled decode with the same weights."""
-    from soundstage_cli.bench.vae import (  # torch and diffusers take seconds to import
-        SIZES,
-        Plan,
-        make_table,
-        measure,
-        summarize,
-        write_report,
-    )
+    from soundstage_cli.bench.vae import SIZES, Plan, make_report, measure  # torch and diffusers take seconds to import
 
     _check_choice("--size", SIZES, size)
     _check_device(device)
@@ -151,7 +142,9 @@ def vae(
         dtype=dtype,
         is_compiled=device != "cpu" if compiled is None else compiled,
     )
-    _run_rounds(measure, plan, lambda runs: make_table(summarize(runs)), partial(write_report, output, plan))
+    with keep(output, partial(make_report, plan)) as take:
+        for runs in measure(plan, _tell):
+            take(runs)
 
 
 @app.command()
@@ -177,7 +170,7 @@ def stream(
     import grpc.aio
 
     from soundstage_cli.bench.stream import Plan, compare_orders, measure_gateway  # torch takes seconds to import
-    from soundstage_cli.bench.stream_report import make_table, write_report
+    from soundstage_cli.bench.stream_report import make_report
     from soundstage_cli.demo import prepare_models
     from soundstage_cli.models import ModelsError
     from soundstage_cli.stack import ProcessDiedError
@@ -196,53 +189,72 @@ def stream(
         models=models,
         gateway=gateway,
     )
-    console = Console(stderr=True)
-
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
     try:
-        prepare_models(models, tell)
-        heard = asyncio.run(measure_gateway(plan, tell))
-        comparison = asyncio.run(compare_orders(plan, tell))
+        prepare_models(models, _tell)
+        heard = asyncio.run(measure_gateway(plan, _tell))
+        comparison = asyncio.run(compare_orders(plan, _tell))
     except grpc.aio.AioRpcError as error:
-        show_error(console, error, address=gateway or "the gateway that was started")
+        show_error(Console(stderr=True), error, address=gateway or "the gateway that was started")
         raise typer.Exit(1) from error
     except (ModelsError, ProcessDiedError) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from error
-    Console().print(make_table(heard, comparison))
-    for path in write_report(output, plan, heard, comparison):
-        console.print(f"wrote {path}", highlight=False)
+        _fail(error)
+    with keep(output, partial(make_report, plan, heard, comparison)) as take:
+        take(comparison.runs)
 
 
 @app.command()
 def song(
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for the figures")] = Path("bench"),
-    size: Annotated[str, typer.Option(help="mid or tiny: the shape of the random models")] = "mid",
+    size: Annotated[str, typer.Option(help="2B, mid or tiny: the shape of the random models")] = "mid",
     seconds: Annotated[list[int] | None, typer.Option(min=1, max=600, help="length of a song; may be repeated")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="how often each is measured")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="of each process")] = 2,
     together: Annotated[int, typer.Option(min=0, help="songs in turn, and overlapping; 0 for neither")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for all of them")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16; empty for what the device likes")] = "",
+    compiled: Annotated[
+        bool | None, typer.Option(help="measure diffusers' transformer compiled too; without it, on cuda only")
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="where the random models are kept: 7 GB of size 2B")] = Path(".bench"),
 ) -> None:
     """Measure a whole song without a planner, against diffusers' pipeline and against our modules in one process."""
-    from soundstage_cli.bench.song import SIZES, Plan, Run, measure  # torch and diffusers take seconds to import
-    from soundstage_cli.bench.song_report import make_table, summarize, write_report
+    from soundstage_cli.bench.song import SIZES, Plan, measure  # torch and diffusers take seconds to import
+    from soundstage_cli.bench.song_report import make_report
+    from soundstage_cli.stack import ProcessDiedError
 
     _check_choice("--size", SIZES, size)
+    _check_device(device)
+    dtype = dtype or _like(device)
+    _check_choice("--dtype", _DTYPES, dtype)
     _make_folder("--output", output)
-    plan = Plan(size=size, durations_s=seconds or [60, 120], rounds=rounds, threads=threads, together=together)
-    console = Console(stderr=True)
-    runs: list[Run] = []
+    _make_folder("--cache", cache)
+    plan = Plan(
+        size=size,
+        durations_s=seconds or [60, 120],
+        rounds=rounds,
+        threads=threads,
+        together=together,
+        device=device,
+        dtype=dtype,
+        is_compiled=device != "cpu" if compiled is None else compiled,
+        cache=cache,
+    )
+    try:
+        asyncio.run(_collect(measure(plan, _tell), output, partial(make_report, plan)))
+    except ProcessDiedError as error:
+        _fail(error)
 
-    async def collect() -> None:
-        async for latest in measure(plan, lambda line: console.print(line, highlight=False)):
-            runs.extend(latest)
 
-    asyncio.run(collect())
-    Console().print(make_table(summarize(runs)))
-    for path in write_report(output, plan, runs):
-        console.print(f"wrote {path}", highlight=False)
+@app.command()
+def history(
+    folder: Annotated[Path, typer.Argument(help="folder that figures were written to")] = Path("bench"),
+) -> None:
+    """Show all ratios that were measured into a folder, the oldest first."""
+    from soundstage_cli.bench.report import HISTORY, list_history
+
+    if not (folder / HISTORY).is_file():
+        raise typer.BadParameter(f"is {str(folder)!r}, which has no {HISTORY}", param_hint="FOLDER")
+    Console().print(list_history(folder))
 
 
 def _check_choice(option: str, wanted: Iterable[str], *held: str) -> None:
@@ -272,22 +284,50 @@ def _make_folder(option: str, folder: Path) -> None:
         raise typer.BadParameter(f"is {str(folder)!r}, which cannot be written to", param_hint=option)
 
 
-def _run_rounds(
-    measure: Callable[[P, Callable[[str], None]], Iterable[list[R]]],
-    plan: P,
-    make_table: Callable[[Sequence[R]], Table],
-    write: Callable[[Sequence[R]], Sequence[Path]],
+def _like(device: str) -> str:
+    """Name the arithmetic that a device likes."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def _tell(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _fail(error: Exception) -> NoReturn:
+    Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
+    raise typer.Exit(1) from error
+
+
+async def _collect(
+    rounds: AsyncIterator[list[R]], output: Path, make_report: Callable[[Sequence[R]], "Report"]
 ) -> None:
-    """Measure, show what was found, and write it after each round: one that is cut short leaves the others."""
-    console = Console(stderr=True)
-    runs: list[R] = []
-    paths: Sequence[Path] = []
-    for latest in measure(plan, lambda line: console.print(line, highlight=False)):
-        runs += latest
-        paths = write(runs)
-    Console().print(make_table(runs))
-    for path in paths:
-        console.print(f"wrote {path}", highlight=False)
+    with keep(output, make_report) as take:
+        async for runs in rounds:
+            take(runs)
+
+
+@contextmanager
+def keep(output: Path, make_report: Callable[[Sequence[R]], "Report"]) -> Generator[Callable[[Sequence[R]], None]]:
+    """Give what takes the runs of a round, and writes all there are: whoever is cut short leaves the rounds before.
+
+    However the block ends, what was found is shown and added to the history.
+    """
+    from soundstage_cli.bench.report import remember, write_report
+
+    found: list[R] = []
+    paths: list[Path] = []
+
+    def take(runs: Sequence[R]) -> None:
+        found.extend(runs)
+        paths[:] = write_report(output, make_report(found))
+
+    try:
+        yield take
+    finally:
+        if paths:
+            Console().print(make_report(found).table)
+            for path in (*paths, remember(paths[0])):
+                _tell(f"wrote {path}")
 
 
 if __name__ == "__main__":

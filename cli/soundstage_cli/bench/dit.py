@@ -1,18 +1,22 @@
 """How long a diffusion step takes: our transformer and diffusers', with the same random weights and inputs.
 
 Rounds alternate, so that whatever else the machine does befalls both alike, and a ratio is taken within each round.
+Where both are measured compiled too there are as many rounds again with all of them: who runs out of time while they
+are compiled has the others' rounds.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any, Final, cast
 
 import torch
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 from torch import Tensor
 
+from soundstage_cli.bench.clock import is_enough, synchronize
 from soundstage_cli.tiny.dit import original_name
 from soundstage_device.linear import pack_linears
 from soundstage_dit.model.dit import Dit
@@ -22,6 +26,7 @@ BASELINE: Final = "diffusers"
 BASELINE_COMPILED: Final = "diffusers, compiled"
 OURS: Final = "soundstage"
 OURS_COMPILED: Final = "soundstage, compiled"
+SLIDING: Final = "soundstage, sliding layers alone"
 _FRAMES_PER_S: Final = 25
 _CONDITIONS: Final = 300  # of words, lyrics and timbre: a song of two verses
 _TIME: Final = 0.5
@@ -102,11 +107,12 @@ CASES: Final = (
     Case(duration_s=600, songs=1),
     Case(duration_s=30, songs=8),
 )
+SLIDING_CASES: Final = (Case(duration_s=60, songs=1), Case(duration_s=600, songs=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How long a step of a case took."""
+    """How long a step of a case took, the middle of several."""
 
     engine: str
     duration_s: int
@@ -132,6 +138,7 @@ class Plan:
 
 
 Step = Callable[[], Sequence[Tensor]]  # the velocities of all songs, [frames, channels] each
+Steps = dict[tuple[str, Case], Step]  # by the engine and the case
 
 
 @torch.inference_mode()
@@ -142,28 +149,53 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
     theirs = make_theirs(plan)
     ours = make_ours(theirs, plan)
     pack_linears(ours)
-    engines: dict[str, Any] = {BASELINE: theirs, OURS: ours}
-    if plan.is_compiled:
-        tell("compiling, at the first step of each")
-        engines |= {BASELINE_COMPILED: compile_layers(deepcopy(theirs)), OURS_COMPILED: make_ours(theirs, plan)}
-        engines[OURS_COMPILED].compile_layers()
-    steps = {
-        (engine, case): make_step(model, case, SIZES[plan.size], plan)
-        for case in plan.cases
-        for engine, model in engines.items()
-    }
+    sliding = make_sliding(theirs, plan)
+    pack_linears(sliding)
+    steps: Steps = {}
+    for case in plan.cases:
+        for engine, model in ((BASELINE, theirs), (OURS, ours), (SLIDING, sliding)):
+            if engine != SLIDING or case in SLIDING_CASES:
+                steps[engine, case] = make_step(model, case, SIZES[plan.size], plan)
     # A rehearsal first: memory is taken, and kernels are made, at first use.
-    for number in range(plan.rounds + 1):
-        runs: list[Run] = []
-        for (engine, case), step in steps.items():
-            taken = _clock(step, plan.device)
-            runs.append(Run(engine=engine, round=number, step_s=taken, **asdict(case)))
-        tell(f"{f'round {number}' if number else 'rehearsal'}: {'; '.join(map(str, runs))}")
-        if number:
-            yield runs
-        elif plan.is_compiled and not engines[OURS_COMPILED].is_compiled:
-            tell(f"{OURS_COMPILED} is left out: the compiler failed, as the log says")
-            steps = {named: step for named, step in steps.items() if named[0] != OURS_COMPILED}
+    tell(f"rehearsal: {'; '.join(map(str, _perform(steps, 0, plan.device)))}")
+    for number in range(plan.rounds):
+        yield _tell_round(_perform(steps, number + 1, plan.device), tell)
+    if plan.is_compiled:
+        steps |= _compile(theirs, plan, tell)
+        for number in range(plan.rounds, 2 * plan.rounds):
+            yield _tell_round(_perform(steps, number + 1, plan.device), tell)
+
+
+def _compile(theirs: AceStepTransformer1DModel, plan: Plan, tell: Callable[[str], None]) -> Steps:
+    """Compile both and rehearse their steps; whom the compiler fails is left out."""
+    ours = make_ours(theirs, plan)
+    ours.compile_layers()
+    done: Steps = {}
+    for engine, model in ((BASELINE_COMPILED, compile_layers(deepcopy(theirs))), (OURS_COMPILED, ours)):
+        tell(f"{engine}: compiling")
+        steps: Steps = {(engine, case): make_step(model, case, SIZES[plan.size], plan) for case in plan.cases}
+        try:
+            tell(f"rehearsal: {'; '.join(map(str, _perform(steps, 0, plan.device)))}")
+        except Exception as error:  # theirs to fail in any way: the others are measured all the same
+            tell(f"{engine} is left out: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            continue
+        if engine == OURS_COMPILED and not ours.is_compiled:
+            tell(f"{engine} is left out: the compiler failed, as the log says")
+        else:
+            done |= steps
+    return done
+
+
+def _perform(steps: Steps, number: int, device: str) -> list[Run]:
+    return [
+        Run(engine=engine, round=number, step_s=_clock(step, device), **asdict(case))
+        for (engine, case), step in steps.items()
+    ]
+
+
+def _tell_round(runs: list[Run], tell: Callable[[str], None]) -> list[Run]:
+    tell(f"round {runs[0].round}: {'; '.join(map(str, runs))}")
+    return runs
 
 
 def make_theirs(plan: Plan) -> AceStepTransformer1DModel:
@@ -176,9 +208,31 @@ def make_theirs(plan: Plan) -> AceStepTransformer1DModel:
 
 def make_ours(theirs: AceStepTransformer1DModel, plan: Plan) -> Dit:
     """Make our transformer with the very weights of theirs."""
+    return _build(SIZES[plan.size].shape, _weights(theirs))
+
+
+def make_sliding(theirs: AceStepTransformer1DModel, plan: Plan) -> Dit:
+    """Make a transformer of no other layers than the sliding ones of theirs."""
+    shape = SIZES[plan.size].shape
+    windows = [(layer, window) for layer, window in enumerate(shape.stack.windows) if window is not None]
+    weights = _weights(theirs)
+    kept = {name: weight for name, weight in weights.items() if not name.startswith("layers.")}
+    for index, (layer, _) in enumerate(windows):
+        prefix = f"layers.{layer}."
+        own = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+        kept |= {f"layers.{index}.{name}": weight for name, weight in own.items()}
+    stack = replace(shape.stack, windows=tuple(window for _, window in windows))
+    return _build(replace(shape, stack=stack), kept)
+
+
+def _weights(theirs: AceStepTransformer1DModel) -> dict[str, Tensor]:
+    return {original_name(name): weight for name, weight in theirs.state_dict().items()}
+
+
+def _build(shape: DitShape, weights: Mapping[str, Tensor]) -> Dit:
     with torch.device("meta"):
-        ours = Dit(SIZES[plan.size].shape)
-    ours.load_state_dict({original_name(name): weight for name, weight in theirs.state_dict().items()}, assign=True)
+        ours = Dit(shape)
+    ours.load_state_dict(dict(weights), assign=True)
     return ours.requires_grad_(False).eval()
 
 
@@ -214,8 +268,10 @@ def make_step(model: Any, case: Case, size: Size, plan: Plan) -> Step:
 
 
 def _clock(step: Step, device: str) -> float:
-    start = time.perf_counter()
-    step()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    taken_s: list[float] = []
+    while not is_enough(taken_s):
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        taken_s.append(time.perf_counter() - start)
+    return median(taken_s)

@@ -29,7 +29,7 @@ class _Clock(BaseStreamer):
 class Transformers:
     """A planner's checkpoint in transformers."""
 
-    def __init__(self, folder: Path, *, dtype: str, threads: int) -> None:
+    def __init__(self, folder: Path, *, device: str, dtype: str, threads: int) -> None:
         torch.set_num_threads(threads)
         logging.disable_progress_bar()
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
@@ -37,6 +37,7 @@ class Transformers:
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         for parameter in self._model.parameters():
             parameter.data = parameter.data.clone()  # else they stay in the mapped file, and may be paged out
+        self._model.to(device)
 
     def write(self, caption: str, lyrics: str, num_tokens: int) -> list[float]:
         """Write so many tokens; returns when each came.
@@ -66,4 +67,4 @@ class Transformers:
             f"<|im_start|>system\n# Instruction\n{_INSTRUCTION}\n\n<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n"
             f"<|im_start|>assistant\n<think>\n{known}\n</think>\n\n"
         )
-        return torch.tensor([self._tokenizer.encode(text)])
+        return torch.tensor([self._tokenizer.encode(text)], device=self._model.device)

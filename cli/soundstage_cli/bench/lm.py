@@ -53,23 +53,27 @@ class Plan:
     rounds: int
     num_codes: int
     threads: int
+    device: str
     dtype: str
     cache: Path
     vllm_python: Path
 
 
-async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[Run]:
-    """Yield runs round by round, the baseline first in each. Raises StageDiedError."""
-    folder = await asyncio.to_thread(write_checkpoint, plan.size, plan.cache)
+async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list[Run]]:
+    """Yield the runs of each round, the baseline first. Raises StageDiedError."""
+    folder = await asyncio.to_thread(write_checkpoint, plan.size, plan.cache, plan.device)
     async with AsyncExitStack() as stack:
         tell(f"loading {folder}")
-        baseline = await asyncio.to_thread(Transformers, folder, dtype=plan.dtype, threads=plan.threads)
+        baseline = await asyncio.to_thread(
+            Transformers, folder, device=plan.device, dtype=plan.dtype, threads=plan.threads
+        )
         channels: dict[str, grpc.aio.Channel] = {}
         for engine in plan.engines:
             target = await stack.enter_async_context(
                 run_stage(
                     folder,
                     engine=engine,
+                    device=plan.device,
                     dtype=plan.dtype,
                     threads=plan.threads,
                     max_songs=max(plan.songs),
@@ -86,16 +90,15 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[Run]
                     runs.append(await _measure_stage(channels[engine], engine, songs, number, num_codes))
             if number:
                 tell(f"round {number}: {', '.join(map(str, runs))}")
-                for run in runs:
-                    yield run
+                yield runs
 
 
-def write_checkpoint(size: str, cache: Path) -> Path:
-    """Return the folder of the random checkpoint of a size, writing it if it is not there."""
+def write_checkpoint(size: str, cache: Path, device: str) -> Path:
+    """Return the folder of the random checkpoint of a size, drawing it on a device if it is not there."""
     folder = cache / f"random-lm-{size}"
     if not (folder / _FINISHED).is_file():
         unfinished = folder.with_name(f"{folder.name}-unfinished")
-        write_lm(unfinished, shape=SHAPES[size])
+        write_lm(unfinished, shape=SHAPES[size], device=device)
         unfinished.rename(folder)
     return folder
 

@@ -1,8 +1,10 @@
-"""What was measured, as a table, a file and a picture."""
+"""What a benchmark found: its files, and a line in the history of all."""
 
 import importlib.metadata
 import json
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,13 +14,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
-
-from soundstage_cli.bench.lm import BASELINE, Plan, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+HISTORY: Final = "history.jsonl"
 _LIBRARIES: Final = ("torch", "transformers", "diffusers", "numpy", "grpcio")
 
 
@@ -35,81 +37,75 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What an engine does with so many songs at once; the ratio is to the baseline's rate in the same round."""
+class Ratio:
+    """How many times as fast as a peer something was, in the same rounds."""
 
-    engine: str
-    songs: int
-    codes_per_s: Spread
-    ratio: Spread
-    first_code_s: Spread
+    case: str
+    peer: str
+    times: Spread
 
 
-def summarize(runs: Sequence[Run]) -> list[Summary]:
-    """Sum up the rounds."""
-    base = {run.round: run.codes_per_s for run in runs if run.engine == BASELINE}
-    cases = dict.fromkeys((run.engine, run.songs) for run in runs)
-    summaries: list[Summary] = []
-    for engine, songs in cases:
-        own = [run for run in runs if (run.engine, run.songs) == (engine, songs)]
-        summaries.append(
-            Summary(
-                engine=engine,
-                songs=songs,
-                codes_per_s=spread([run.codes_per_s for run in own]),
-                ratio=spread([run.codes_per_s / base[run.round] for run in own]),
-                first_code_s=spread([run.first_code_s for run in own]),
-            )
-        )
-    return summaries
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a benchmark found. `name` is that of its files; `facts` say on what machine, at what size and so on."""
+
+    name: str
+    facts: Mapping[str, Any]
+    ratios: Sequence[Ratio]
+    summaries: Sequence[Any]  # dataclasses, as the runs are
+    runs: Sequence[Any]
+    table: Table
+    draw: Callable[["Figure"], None]
 
 
-def make_table(summaries: Sequence[Summary]) -> Table:
-    """Lay the figures out for people."""
-    table = Table(title="guided codes: median (least–most)")
-    for heading in ("engine", "songs at once", "codes/s", f"times {BASELINE}", "first code, s"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
-    for one in summaries:
-        table.add_row(one.engine, str(one.songs), str(one.codes_per_s), str(one.ratio), str(one.first_code_s))
-    return table
-
-
-def write_report(folder: Path, plan: Plan, runs: Sequence[Run]) -> list[Path]:
-    """Write lm.json, and lm.png where matplotlib is installed; returns the files."""
-    summaries = summarize(runs)
-    report = {
-        "machine": name_machine("cpu", plan.threads),
-        "size": plan.size,
-        "dtype": plan.dtype,
-        "codes": plan.num_codes,
-        "summaries": [asdict(summary) for summary in summaries],
-        "runs": [asdict(run) for run in runs],
-    }
-    return write_figures(folder, "lm", report, lambda figure: _draw(figure, summaries))
-
-
-def write_figures(folder: Path, name: str, report: Mapping[str, Any], draw: Callable[["Figure"], None]) -> list[Path]:
+def write_report(folder: Path, report: Report) -> list[Path]:
     """Write a report as JSON, with when and how it came about, and a picture where matplotlib is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
     made = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["soundstage", *sys.argv[1:]]),
+        "commit": _find_commit(),
         "versions": {
             "python": platform.python_version(),
             **{library: importlib.metadata.version(library) for library in _LIBRARIES},
         },
     }
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(made | dict(report), indent=2) + "\n", encoding="utf-8")
+    found = {name: [asdict(one) for one in getattr(report, name)] for name in ("ratios", "summaries", "runs")}
+    path = folder / f"{report.name}.json"
+    unfinished = path.with_suffix(".part")  # whoever is ended while writing leaves what was there
+    unfinished.write_text(json.dumps(made | dict(report.facts) | found, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
     if find_spec("matplotlib") is None:
         return [path]
     from matplotlib.figure import Figure  # slow to import, and only needed here
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    draw(figure)
-    picture = folder / f"{name}.png"
+    report.draw(figure)
+    picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=150)
     return [path, picture]
+
+
+def remember(path: Path) -> Path:
+    """Add what a report's file says, but for the single runs, to the history beside it; returns that."""
+    told = json.loads(path.read_text(encoding="utf-8"))
+    del told["runs"]
+    history = path.with_name(HISTORY)
+    with history.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"bench": path.stem} | told) + "\n")
+    return history
+
+
+def list_history(folder: Path) -> Table:
+    """Lay out all ratios that a folder's history tells of; raises FileNotFoundError."""
+    table = Table(box=SIMPLE_HEAD)
+    for heading in ("date", "what", "case", "times as fast", "as"):
+        table.add_column(heading, justify="right" if heading == "times as fast" else "left", overflow="fold")
+    for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines():
+        told = json.loads(line)
+        for ratio in told["ratios"]:
+            times = Spread(**ratio["times"])
+            table.add_row(told["date"][:10], told["bench"], ratio["case"], str(times), ratio["peer"])
+    return table
 
 
 def has_card() -> bool:
@@ -128,23 +124,6 @@ def name_machine(device: str, threads: int) -> str:
     return torch.cuda.get_device_name(device)
 
 
-def _draw(figure: "Figure", summaries: Sequence[Summary]) -> None:
-    axes = figure.subplots()
-    base = next(one for one in summaries if one.engine == BASELINE)
-    axes.axhline(base.codes_per_s.median, color="gray", linestyle="--", label=f"{BASELINE} (one song after another)")
-    for engine in dict.fromkeys(one.engine for one in summaries if one.engine != BASELINE):
-        own = [one for one in summaries if one.engine == engine]
-        rates = [one.codes_per_s for one in own]
-        middle = [rate.median for rate in rates]
-        errors = [
-            [rate.median - rate.least for rate in rates],
-            [rate.most - rate.median for rate in rates],
-        ]
-        axes.errorbar([one.songs for one in own], middle, yerr=errors, marker="o", capsize=4, label=engine)
-    axes.set(xlabel="songs at once", ylabel="guided codes per second", ylim=(0, None))
-    axes.legend()
-
-
 def spread(figures: Sequence[float]) -> Spread:
     """Find the middle and the ends."""
     return Spread(median=median(figures), least=min(figures), most=max(figures))
@@ -157,3 +136,12 @@ def _name_cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _find_commit() -> str | None:
+    """Name the commit that these sources are of, `-dirty` where they differ from it; None outside a repository."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

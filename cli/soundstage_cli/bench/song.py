@@ -1,19 +1,21 @@
 """How long a whole song takes from words to sound, without a planner: three ways over the same random weights.
 
-Diffusers' pipeline; our own modules in one process, which answers the song when all of it is decoded, as pipelines do;
-and our processes over gRPC, which stream it. Several songs take our processes in turn, each ordered when the one before
-it is done, or overlapping, each ordered when the one before it is first heard: that one is still decoded then, while
-the next is denoised. Rounds alternate, and a ratio is taken within each round.
+Diffusers' pipeline, which answers the song when all of it is decoded; our own modules in one process; and our processes
+over gRPC. Both of ours are first heard when the first tile is decoded. Several songs take our processes in turn, each
+ordered when the one before it is done, or overlapping, each ordered when the one before it is first heard: that one is
+still decoded then, while the next is denoised. Rounds alternate, and a ratio is taken within each round. Where
+diffusers' transformer is measured compiled too there are as many rounds again with all of them.
 """
 
 import asyncio
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
-from tempfile import TemporaryDirectory
+from statistics import fmean, median
 from typing import Any, Final, cast
 
 import grpc.aio
@@ -26,22 +28,29 @@ from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOpt
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
+from soundstage_budget.engine_choice import can_compile
+from soundstage_cli.bench.clock import is_enough
+from soundstage_cli.bench.dit import compile_layers
 from soundstage_cli.models import Models
 from soundstage_cli.stack import Stack
-from soundstage_cli.tiny.dit import MID, TINY, write_diffusers, write_original
+from soundstage_cli.tiny.dit import MID, REAL, TINY, write_diffusers
 from soundstage_cli.tiny.lm import write_lm
 from soundstage_cli.tiny.vae import write_vae
+from soundstage_device.device import choose_device, describe_card
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.models import load_models
 from soundstage_dit.settings import DitSettings
 from soundstage_dit.song import Diffusion, Song
 from soundstage_runtime.score import SAMPLES_PER_LATENT
 from soundstage_runtime.worker import Worker
+from soundstage_vae.__main__ import plan as plan_tiles
 from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
-from soundstage_vae.tiling import window_lengths
+from soundstage_vae.settings import VaeSettings
+from soundstage_vae.size import read_size
 
 BASELINE: Final = "diffusers"
+BASELINE_COMPILED: Final = "diffusers, compiled"
 ONE_PROCESS: Final = "one process"
 OURS: Final = "soundstage"
 IN_TURN: Final = "several in turn"
@@ -50,7 +59,11 @@ STEPS: Final = 8
 _CAPTION: Final = "a slow waltz for piano and strings"
 _LYRICS: Final = "[verse]\nthe river runs\n[chorus]\nand we run with it"
 _FRAMES_PER_S: Final = 25
-_SIZES: Final = {"mid": (MID, 32, (1, 2, 4, 8, 16)), "tiny": (TINY, 8, (1, 1, 1, 1, 1))}
+_SIZES: Final = {
+    "2B": (REAL, 128, (1, 2, 4, 8, 16), torch.bfloat16),
+    "mid": (MID, 32, (1, 2, 4, 8, 16), torch.float32),
+    "tiny": (TINY, 8, (1, 1, 1, 1, 1), torch.float32),
+}
 SIZES: Final = tuple(_SIZES)
 
 
@@ -63,11 +76,18 @@ class Plan:
     rounds: int
     threads: int
     together: int  # songs in turn and overlapping; 0 for neither
+    device: str
+    dtype: str
+    is_compiled: bool  # diffusers' transformer too, compiled; ours is where the stages compile it
+    cache: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How long a song took, and its first audio; of several, the time of all by their number, and the mean wait."""
+    """How long a song took, and its first audio; of several, the time of all by their number, and the mean wait.
+
+    Where a song takes little time these are the middles of several.
+    """
 
     engine: str
     duration_s: int
@@ -93,53 +113,92 @@ class Way:
 
 
 async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list[Run]]:
-    """Yield the runs of each round, the baseline first."""
-    with TemporaryDirectory() as folder:
-        tell(f"making random weights of size {plan.size}")
-        # The one thread for all torch work of this process: with a second, each of their kernels would wait for cores.
-        worker = Worker("bench")
-        await worker.run(torch.set_num_threads, plan.threads)
-        models, pipeline = await worker.run(write_models, Path(folder), plan.size)
-        stack = Stack(models, settings={"OMP_NUM_THREADS": str(plan.threads)})
+    """Yield the runs of each round, the baseline first. Raises ProcessDiedError."""
+    # The one thread for all torch work of this process: with a second, each of their kernels would wait for cores.
+    worker = Worker("bench")
+    await worker.run(torch.set_num_threads, plan.threads)
+    tell(f"random weights of size {plan.size}: making them, if they are not in {plan.cache}")
+    models = await worker.run(write_models, plan.cache, plan.size, plan.device)
+    where = ["--device", plan.device, "--dtype", plan.dtype]
+    flags = {"lm": ["--device", "cpu", "--engine", "torch"], "dit": where, "vae": where}
+    stack = Stack(models, settings={"OMP_NUM_THREADS": str(plan.threads)}, flags=flags)
+    tell("starting our processes")
+    try:
         await stack.start()
-        try:
-            async with grpc.aio.insecure_channel(stack.target) as channel:
-                ours = _open_soundstage(channel)
-                ways = {
-                    BASELINE: Way(make=await _open_diffusers(pipeline, worker)),
-                    ONE_PROCESS: Way(make=await _open_one_process(models, worker)),
-                    OURS: Way(make=ours),
-                }
-                if plan.together:
-                    ways[IN_TURN] = Way(make=ours, num_songs=plan.together)
-                    ways[OVERLAPPING] = Way(make=ours, num_songs=plan.together, is_overlapping=True)
-                # A rehearsal first: memory is taken, and kernels are made, at first use.
-                for number in range(plan.rounds + 1):
-                    runs = [
-                        await clock(engine, way, duration_s, number)
-                        for duration_s in plan.durations_s
-                        for engine, way in ways.items()
-                    ]
-                    tell(f"{f'round {number}' if number else 'rehearsal'}: {'; '.join(map(str, runs))}")
-                    if number:
-                        yield runs
-        finally:
-            await stack.stop()
+        async with grpc.aio.insecure_channel(stack.target) as channel:
+            ours = _open_soundstage(channel)
+            pipe = await worker.run(_load_pipeline, models, plan)
+            ways = {
+                BASELINE: Way(make=_open_diffusers(pipe, worker)),
+                ONE_PROCESS: Way(make=await _open_one_process(models, plan, worker)),
+                OURS: Way(make=ours),
+            }
+            if plan.together:
+                ways[IN_TURN] = Way(make=ours, num_songs=plan.together)
+                ways[OVERLAPPING] = Way(make=ours, num_songs=plan.together, is_overlapping=True)
+            await _perform(ways, plan, 0, tell)
+            for number in range(plan.rounds):
+                yield await _perform(ways, plan, number + 1, tell)
+            compiled = await _rehearse_compiled(pipe, plan, worker, tell) if plan.is_compiled else None
+            if compiled is not None:
+                ways = {BASELINE: ways[BASELINE], BASELINE_COMPILED: compiled} | ways
+                for number in range(plan.rounds, 2 * plan.rounds):
+                    yield await _perform(ways, plan, number + 1, tell)
+    finally:
+        await stack.stop()
 
 
-def write_models(folder: Path, size: str) -> tuple[Models, Path]:
-    """Write the same weights as the stages load them and as diffusers' pipeline does; return both."""
-    shape, channels, multiples = _SIZES[size]
-    dit = write_original(folder, size=shape)
-    pipeline = write_diffusers(folder / "pipeline", size=shape)
-    for vae in (folder / "vae", pipeline / "vae"):
-        write_vae(vae, channels=channels, multiples=multiples)
-    write_lm(folder / "lm")
-    return Models(lm=str(folder / "lm"), dit=str(dit), vae=str(folder / "vae")), pipeline
+async def _perform(ways: Mapping[str, Way], plan: Plan, number: int, tell: Callable[[str], None]) -> list[Run]:
+    """Make songs in all ways; round 0 is a rehearsal: memory is taken, and kernels are made, at first use."""
+    runs = [
+        await _repeat(engine, way, duration_s, number)
+        for duration_s in plan.durations_s
+        for engine, way in ways.items()
+    ]
+    tell(f"{f'round {number}' if number else 'rehearsal'}: {'; '.join(map(str, runs))}")
+    return runs
 
 
-async def _open_diffusers(folder: Path, worker: Worker) -> Make:
-    pipe = cast(Any, await worker.run(AceStepPipeline.from_pretrained, folder))
+async def _rehearse_compiled(
+    pipe: AceStepPipeline, plan: Plan, worker: Worker, tell: Callable[[str], None]
+) -> Way | None:
+    """Compile diffusers' transformer and make songs with it; None where that fails."""
+    tell(f"{BASELINE_COMPILED}: compiling")
+    parts = cast(Any, pipe).components
+    compiled = parts | {"transformer": compile_layers(deepcopy(parts["transformer"]))}
+    way = Way(make=_open_diffusers(AceStepPipeline(**compiled), worker))
+    try:
+        await _perform({BASELINE_COMPILED: way}, plan, 0, tell)
+    except Exception as error:  # theirs to fail in any way: the others are measured all the same
+        tell(f"{BASELINE_COMPILED} is left out: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        return None
+    return way
+
+
+def write_models(cache: Path, size: str, device: str) -> Models:
+    """Find the random weights of a size, which are drawn on a device if they are not there.
+
+    They are a pipeline of diffusers', which the stages load too, and a planner, which has nothing to do.
+    """
+    shape, channels, multiples, dtype = _SIZES[size]
+    folder = cache / f"random-song-{size}"
+    if not folder.is_dir():
+        unfinished = folder.with_name(f"{folder.name}-unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        pipeline = write_diffusers(unfinished / "pipeline", size=shape, device=device, dtype=dtype)
+        write_vae(pipeline / "vae", channels=channels, multiples=multiples)
+        write_lm(unfinished / "lm")
+        unfinished.rename(folder)
+    return Models(lm=str(folder / "lm"), dit=str(folder / "pipeline"), vae=str(folder / "pipeline" / "vae"))
+
+
+def _load_pipeline(models: Models, plan: Plan) -> AceStepPipeline:
+    pipe = cast(Any, AceStepPipeline.from_pretrained(models.dit, dtype=getattr(torch, plan.dtype)))
+    return pipe.to(plan.device)
+
+
+def _open_diffusers(pipeline: AceStepPipeline, worker: Worker) -> Make:
+    pipe = cast(Any, pipeline)
     pipe.set_progress_bar_config(disable=True)
 
     def run(duration_s: int, seed: int) -> int:
@@ -152,7 +211,7 @@ async def _open_diffusers(folder: Path, worker: Worker) -> Make:
             generator=torch.Generator().manual_seed(seed),
             return_dict=False,
         )[0]
-        return int(audio.shape[-1])
+        return int(audio.float().cpu().shape[-1])  # where ours is when it comes
 
     async def make(duration_s: int, seed: int) -> AsyncIterator[int]:
         yield await worker.run(run, duration_s, seed)
@@ -160,11 +219,16 @@ async def _open_diffusers(folder: Path, worker: Worker) -> Make:
     return make
 
 
-async def _open_one_process(models: Models, worker: Worker) -> Make:
-    cpu = torch.device("cpu")
-    loaded, _ = await worker.run(load_models, DitSettings.model_validate({"model": [models.dit]}), cpu, torch.float32)
-    codec = await worker.run(Codec, Path(models.vae), device=cpu, dtype=torch.float32)
-    dit, vae = DitEngine(loaded, worker), VaeEngine(codec, worker, windows=window_lengths(32, 64))
+async def _open_one_process(models: Models, plan: Plan, worker: Worker) -> Make:
+    """Load our modules as the stages do."""
+    device, dtype = choose_device(plan.device), getattr(torch, plan.dtype)
+    loaded, _ = await worker.run(load_models, DitSettings.model_validate({"model": [models.dit]}), device, dtype)
+    codec = await worker.run(Codec, Path(models.vae), device=device, dtype=dtype)
+    if can_compile(describe_card(device)):
+        await worker.run(codec.compile_snakes)
+    settings = VaeSettings.model_validate({"model": models.vae})
+    windows, _ = await worker.run(plan_tiles, codec, read_size(Path(models.vae)), settings)
+    dit, vae = DitEngine(loaded, worker), VaeEngine(codec, worker, windows=windows)
 
     async def make(duration_s: int, seed: int) -> AsyncIterator[int]:
         song = Song(
@@ -183,8 +247,8 @@ async def _open_one_process(models: Models, worker: Worker) -> Make:
 
         num_samples = song.num_frames * SAMPLES_PER_LATENT
         async with aclosing(vae.decode(whole(), song.num_frames, range(num_samples))) as pieces:
-            audio = np.concatenate([piece async for piece in pieces])
-        yield len(audio)
+            async for piece in pieces:
+                yield len(piece)
 
     return make
 
@@ -204,6 +268,14 @@ def _open_soundstage(channel: grpc.aio.Channel) -> Make:
                 yield event.audio_chunk.frame_count
 
     return make
+
+
+async def _repeat(engine: str, way: Way, duration_s: int, number: int) -> Run:
+    runs = [await clock(engine, way, duration_s, number)]
+    while not is_enough([run.song_s * way.num_songs for run in runs]):
+        runs.append(await clock(engine, way, duration_s, number))
+    firsts_s = [run.first_audio_s for run in runs]
+    return replace(runs[0], song_s=median(run.song_s for run in runs), first_audio_s=median(firsts_s))
 
 
 async def clock(engine: str, way: Way, duration_s: int, number: int) -> Run:

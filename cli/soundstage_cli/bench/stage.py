@@ -17,14 +17,14 @@ class StageDiedError(Exception):
 
 @asynccontextmanager
 async def run_stage(
-    folder: Path, *, engine: str, dtype: str, threads: int, max_songs: int, python: Path | None
+    folder: Path, *, engine: str, device: str, dtype: str, threads: int, max_songs: int, python: Path | None
 ) -> AsyncGenerator[str, None]:
     """Run a planner until the block ends; gives its address. Raises StageDiedError."""
     options = {
         "model": str(folder),
         "engine": engine,
         "dtype": dtype,
-        "device": "cpu",
+        "device": device,
         "max-in-flight": str(max_songs),
         "port": "0",
         "log-format": "json",

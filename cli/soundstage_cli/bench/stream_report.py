@@ -1,16 +1,15 @@
-"""What listeners heard, as a table, a file and a picture."""
+"""What listeners heard: a report."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
 from soundstage_cli.bench.playback import Audience
-from soundstage_cli.bench.report import Spread, name_machine, spread, write_figures
-from soundstage_cli.bench.stream import ORDERS, Comparison, Plan
+from soundstage_cli.bench.report import Ratio, Report, Spread, name_machine, spread
+from soundstage_cli.bench.stream import ORDERS, Comparison, Plan, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,17 +61,27 @@ def make_table(gateway: Audience, comparison: Comparison) -> Table:
     return table
 
 
-def write_report(folder: Path, plan: Plan, gateway: Audience, comparison: Comparison) -> list[Path]:
-    """Write stream.json and stream.png; returns the files."""
-    settings = asdict(plan)
-    report = {
-        "machine": name_machine("cpu", plan.threads),
-        "plan": settings | {"models": str(plan.models)},
-        "gateway": asdict(gateway),
-        "ratios": asdict(compare(comparison)),
-        "codec": asdict(comparison),
-    }
-    return write_figures(folder, "stream", report, lambda figure: _draw(figure, comparison))
+def make_report(plan: Plan, gateway: Audience, comparison: Comparison, runs: Sequence[Run]) -> Report:
+    """Lay out what was heard in these rounds."""
+    comparison = replace(comparison, runs=runs)
+    compared = compare(comparison)
+    first_come, earliest_dry = ORDERS
+    return Report(
+        name=f"stream-{plan.listeners}x{plan.song_s:g}s-load-{plan.load:g}",
+        facts={
+            "machine": name_machine("cpu", plan.threads),
+            "plan": asdict(plan) | {"models": str(plan.models)},
+            "codec": {"speed": comparison.speed, "window_s": comparison.window_s},
+        },
+        ratios=[
+            Ratio(case=f"{earliest_dry}, {what}", peer=first_come, times=times)
+            for what, times in (("all waits", compared.waited), ("the worst wait", compared.worst_wait))
+        ],
+        summaries=[gateway],
+        runs=comparison.runs,
+        table=make_table(gateway, comparison),
+        draw=lambda figure: _draw(figure, comparison),
+    )
 
 
 def _draw(figure: "Figure", comparison: Comparison) -> None:

@@ -1,13 +1,16 @@
 """How long a song's decoding takes: our codec and diffusers' own tiled decode, with the same random weights.
 
 Rounds alternate, so that whatever else the machine does befalls both alike, and a ratio is taken within each round.
+On a card diffusers' float32 is what torch makes of it there, which rounds to TF32; ours never does, and is compared
+with diffusers' without it too.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +20,8 @@ from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
 from numpy.typing import NDArray
 from rich.table import Table
 
-from soundstage_cli.bench.report import Spread, name_machine, spread, write_figures
+from soundstage_cli.bench.clock import is_enough
+from soundstage_cli.bench.report import Ratio, Report, Spread, name_machine, spread
 from soundstage_cli.tiny.vae import write_vae
 from soundstage_vae.codec import Codec
 from soundstage_vae.tiling import DECODE_CONTEXT, plan_tiles, window_lengths
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BASELINE: Final = "diffusers"
+BASELINE_EXACT: Final = "diffusers, without TF32"
 OURS: Final = "soundstage"
 OURS_COMPILED: Final = "soundstage, compiled"
 _FRAMES_PER_S: Final = 25
@@ -49,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """How long a song took, and its first audio."""
+    """How long a song took, and its first audio, the middles of several where that is short."""
 
     engine: str
     round: int
@@ -62,11 +67,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """How long an engine takes for a song; the ratio is the baseline's time to its own in the same round."""
+    """How long an engine takes for a song; `times` are a peer's time to its own in the same round, by peer."""
 
     engine: str
     song_s: Spread
-    ratio: Spread
+    times: Mapping[str, Spread]
     first_audio_s: Spread
 
 
@@ -85,6 +90,10 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
     def decode_theirs() -> Iterator[object]:
         yield theirs.decode(columns).sample.float().cpu()
 
+    def decode_exactly() -> Iterator[object]:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield theirs.decode(columns).sample.float().cpu()
+
     codecs = {OURS: ours}
     if plan.is_compiled:
         tell("compiling")
@@ -93,6 +102,8 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
             tell(f"{OURS_COMPILED} is left out: the compiler failed, as the log says")
             del codecs[OURS_COMPILED]
     engines: dict[str, Decode] = {BASELINE: decode_theirs}
+    if plan.device != "cpu" and plan.dtype == "float32":
+        engines[BASELINE_EXACT] = decode_exactly
     for window in plan.windows:
         for name, codec in codecs.items():
             engines[f"{name}, windows to {window}"] = _decoding(codec, latents, window)
@@ -118,15 +129,18 @@ def make_both(plan: Plan) -> tuple[Any, Codec]:
 
 def summarize(runs: Sequence[Run]) -> list[Summary]:
     """Sum up the rounds."""
-    base = {run.round: run.song_s for run in runs if run.engine == BASELINE}
+    songs_s = {(run.engine, run.round): run.song_s for run in runs}
+    engines = list(dict.fromkeys(run.engine for run in runs))
+    baselines = [engine for engine in engines if engine in (BASELINE, BASELINE_EXACT)]
     summaries: list[Summary] = []
-    for engine in dict.fromkeys(run.engine for run in runs):
+    for engine in engines:
         own = [run for run in runs if run.engine == engine]
+        peers = [] if engine in baselines else baselines
         summaries.append(
             Summary(
                 engine=engine,
                 song_s=spread([run.song_s for run in own]),
-                ratio=spread([base[run.round] / run.song_s for run in own]),
+                times={peer: spread([songs_s[peer, run.round] / run.song_s for run in own]) for peer in peers},
                 first_audio_s=spread([run.first_audio_s for run in own]),
             )
         )
@@ -135,26 +149,35 @@ def summarize(runs: Sequence[Run]) -> list[Summary]:
 
 def make_table(summaries: Sequence[Summary]) -> Table:
     """Lay the figures out for people."""
+    peers = list(dict.fromkeys(peer for one in summaries for peer in one.times))
     table = Table(title="decoding a song: median (least–most)")
-    for heading in ("engine", "song, s", f"times as fast as {BASELINE}", "first audio, s"):
+    for heading in ("engine", "song, s", "first audio, s", *(f"times as fast as {peer}" for peer in peers)):
         table.add_column(heading, justify="left" if heading == "engine" else "right")
     for one in summaries:
-        table.add_row(one.engine, str(one.song_s), str(one.ratio), str(one.first_audio_s))
+        times = [str(one.times.get(peer, "")) for peer in peers]
+        table.add_row(one.engine, str(one.song_s), str(one.first_audio_s), *times)
     return table
 
 
-def write_report(folder: Path, plan: Plan, runs: Sequence[Run]) -> list[Path]:
-    """Write vae-SIZE-DTYPE.json, and a picture where matplotlib is installed; returns the files."""
+def make_report(plan: Plan, runs: Sequence[Run]) -> Report:
+    """Sum up the rounds and lay them out."""
     summaries = summarize(runs)
-    report = {
-        "machine": name_machine(plan.device, plan.threads),
-        "size": plan.size,
-        "dtype": plan.dtype,
-        "duration_s": plan.duration_s,
-        "summaries": [asdict(summary) for summary in summaries],
-        "runs": [asdict(run) for run in runs],
-    }
-    return write_figures(folder, f"vae-{plan.size}-{plan.dtype}", report, lambda figure: _draw(figure, summaries))
+    return Report(
+        name=f"vae-{plan.size}-{plan.device}-{plan.dtype}-{plan.duration_s}s",
+        facts={
+            "machine": name_machine(plan.device, plan.threads),
+            "size": plan.size,
+            "dtype": plan.dtype,
+            "duration_s": plan.duration_s,
+        },
+        ratios=[
+            Ratio(case=one.engine, peer=peer, times=times) for one in summaries for peer, times in one.times.items()
+        ],
+        summaries=summaries,
+        runs=runs,
+        table=make_table(summaries),
+        draw=lambda figure: _draw(figure, summaries),
+    )
 
 
 def _decoding(codec: Codec, latents: NDArray[np.float32], window: int) -> Decode:
@@ -169,10 +192,15 @@ def _decoding(codec: Codec, latents: NDArray[np.float32], window: int) -> Decode
 
 
 def _clock(engine: str, number: int, decode: Decode) -> Run:
-    start, first_audio_s = time.perf_counter(), None
-    for _ in decode():
-        first_audio_s = first_audio_s or time.perf_counter() - start
-    return Run(engine=engine, round=number, song_s=time.perf_counter() - start, first_audio_s=first_audio_s or 0.0)
+    songs_s: list[float] = []
+    firsts_s: list[float] = []
+    while not is_enough(songs_s):
+        start, came_s = time.perf_counter(), list[float]()
+        for _ in decode():  # each tile lies in the CPU's memory when it comes
+            came_s.append(time.perf_counter() - start)
+        songs_s.append(came_s[-1])
+        firsts_s.append(came_s[0])
+    return Run(engine=engine, round=number, song_s=median(songs_s), first_audio_s=median(firsts_s))
 
 
 def _draw(figure: "Figure", summaries: Sequence[Summary]) -> None:

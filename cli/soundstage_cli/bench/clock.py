@@ -1,0 +1,20 @@
+"""How often something is done to say how long it takes."""
+
+from collections.abc import Sequence
+from typing import Final
+
+_ENOUGH_S: Final = 0.5
+_MOST: Final = 20
+
+
+def is_enough(taken_s: Sequence[float]) -> bool:
+    """Say whether so many times will do for a middle: what takes milliseconds is done again and again."""
+    return sum(taken_s) >= _ENOUGH_S or len(taken_s) >= _MOST
+
+
+def synchronize(device: str) -> None:
+    """Wait for what a device has been given to do."""
+    if device != "cpu":
+        import torch  # takes seconds, and has been imported by who measures
+
+        torch.cuda.synchronize(device)
