@@ -102,9 +102,9 @@ def make_table(summaries: Sequence[Summary]) -> Table:
     peers = list(dict.fromkeys(peer for one in summaries for peer in one.times))
     table = Table(title="a diffusion step: median (least–most)")
     for heading in ("engine", "songs", "length, s", "step, s", "ms a second of song"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
+        table.add_column(heading, justify="left" if heading == "engine" else "right", overflow="fold")
     for peer in peers:
-        table.add_column(f"times as fast as {peer}", justify="right")
+        table.add_column(f"times as fast as {peer}", justify="right", overflow="fold")
     for one in summaries:
         cost_ms = f"{1000 * one.step_s_per_song_s.median:.3g}"
         times = [str(one.times.get(peer, "")) for peer in peers]

@@ -70,7 +70,7 @@ def make_table(summaries: Sequence[Summary]) -> Table:
     """Lay the figures out for people."""
     table = Table(title="guided codes: median (least–most)")
     for heading in ("engine", "songs at once", "codes/s", f"times {BASELINE}", "first code, s"):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
+        table.add_column(heading, justify="left" if heading == "engine" else "right", overflow="fold")
     for one in summaries:
         table.add_row(one.engine, str(one.songs), str(one.codes_per_s), str(one.ratio), str(one.first_code_s))
     return table

@@ -39,7 +39,7 @@ def make_table(gateway: Audience, comparison: Comparison) -> Table:
     table = Table(title="listeners: what they waited for sound, s")
     headings = ("served by", "round", "listeners", "first p50", "p95", "p99", "underruns", "s", "worst wait", "in all")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "served by" else "right")
+        table.add_column(heading, justify="left" if heading == "served by" else "right", overflow="fold")
     rows = [("gateway", "", gateway)]
     rows += [(f"codec, {run.order}", str(run.round), run.audience) for run in comparison.runs]
     for name, number, heard in rows:

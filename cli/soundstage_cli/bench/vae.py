@@ -152,7 +152,7 @@ def make_table(summaries: Sequence[Summary]) -> Table:
     peers = list(dict.fromkeys(peer for one in summaries for peer in one.times))
     table = Table(title="decoding a song: median (least–most)")
     for heading in ("engine", "song, s", "first audio, s", *(f"times as fast as {peer}" for peer in peers)):
-        table.add_column(heading, justify="left" if heading == "engine" else "right")
+        table.add_column(heading, justify="left" if heading == "engine" else "right", overflow="fold")
     for one in summaries:
         times = [str(one.times.get(peer, "")) for peer in peers]
         table.add_row(one.engine, str(one.song_s), str(one.first_audio_s), *times)
