@@ -54,7 +54,7 @@ main() {
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$wheels"/*.whl || exit 1
   fi
   export PYTHONPATH="${site}protos/gen:services/runtime:services/lm:services/dit:services/vae:gateway:cli:${PYTHONPATH:-}"
-  export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning HF_HUB_OFFLINE=1 COLUMNS=110
+  export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning HF_HUB_OFFLINE=1 COLUMNS=140
 
   if [[ "$sizes" == tiny ]]; then
     measure 85 lm --size tiny --rounds 1 --codes 10 --songs 1 --cache "$work/cache"
