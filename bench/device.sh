@@ -13,8 +13,8 @@
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
 #     --platform manylinux2014_x86_64 -d .whl -r bench/wheels.txt
 #
-# BENCHES names some of lm, vae, dit and song, TOTAL_S says how many seconds there are. To rehearse it on a CPU, where nothing is compiled:
-# SIZES=tiny DEVICE=cpu ./bench/device.sh
+# BENCHES names some of lm, vae, dit and song, TOTAL_S says how many seconds there are. To rehearse it on a CPU, where
+# nothing is compiled: SIZES=tiny DEVICE=cpu ./bench/device.sh
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
