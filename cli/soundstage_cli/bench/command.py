@@ -157,7 +157,7 @@ def stream(
     rounds: Annotated[int, typer.Option(min=1, help="how often each order is measured")] = 3,
     load: Annotated[
         float, typer.Option(min=0.1, max=2, help="of the codec: 1 is all that any order could serve")
-    ] = 0.9,
+    ] = 0.6,
     threads: Annotated[int, typer.Option(min=1, help="of the codec that is measured alone")] = 2,
     models: Annotated[Path, typer.Option(help="where the tiny checkpoints are kept")] = Path(".demo/models"),
     gateway: Annotated[str | None, typer.Option(help="a gateway that runs; else one is started")] = None,
