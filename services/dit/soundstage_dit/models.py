@@ -50,6 +50,8 @@ def load_models(
             "one way or the other: leave one out"
         )
     max_bytes = None if settings.max_models_gb is None else round(settings.max_models_gb * 1e9)
+    quantization = "none" if settings.quantization == "auto" else settings.quantization
+    stays = max_bytes is None and not is_offloaded
     text_encoders: dict[str, Qwen3Model] = {}
     fingerprints = Fingerprints()
     models: list[LoadedModel] = []
@@ -61,12 +63,15 @@ def load_models(
             device=device,
             dtype=dtype,
             name=Path(name).name,
-            home=device if max_bytes is None and not is_offloaded else _CPU,
+            # In full the weights may have no room on a card that they have room for rounded.
+            home=device if stays and quantization == "none" else _CPU,
             text_encoders=text_encoders,
             fingerprints=fingerprints,
         )
         _check_apart(model, models)
-        quantize(model.dit, "none" if settings.quantization == "auto" else settings.quantization)
+        quantize(model.dit, quantization)
+        for part in model.parts if stays else ():
+            move_to(device)(part)
         models.append(model)
     if is_offloaded:
         offload(models, device, layers=settings.offload == "layer")
