@@ -1,7 +1,8 @@
 """Weights that wait in the CPU's memory and come to the device in pieces, each for as long as it is used."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -72,6 +73,20 @@ def relay(modules: Iterable[M], pieces: Mapping[nn.Module, Piece]) -> Iterator[M
     finally:
         for module in here:
             pieces[module].send()
+
+
+@contextmanager
+def at_hand(piece: Piece | None) -> Generator[None]:
+    """Have a piece on the device until a block ends; what is no piece is there anyway."""
+    if piece is None:
+        yield
+        return
+    piece.take()
+    try:
+        piece.arrive()
+        yield
+    finally:
+        piece.send()
 
 
 def come_when_called(module: nn.Module, piece: Piece) -> None:

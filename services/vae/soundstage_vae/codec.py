@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import remove_weight_norm
 
 from soundstage_budget.need import codec_piece_steps
+from soundstage_device.offload import Piece, at_hand
 from soundstage_device.weights import build, read_weights
 from soundstage_runtime.checkpoint import CheckpointError, Fingerprints, read_json, weight_files
 from soundstage_runtime.errors import ServiceError
@@ -53,11 +54,18 @@ class Codec:
     """Decodes and encodes tiles. Its arithmetic gives the same bits for the same tile."""
 
     def __init__(
-        self, folder: Path, *, device: torch.device, dtype: torch.dtype, last_layers_fp32: bool = False
+        self,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        last_layers_fp32: bool = False,
+        is_offloaded: bool = False,
     ) -> None:
         """Load config.json and its safetensors from `folder`; raises CheckpointError.
 
-        With `last_layers_fp32` the decoder's last blocks work in float32, whatever `dtype` is.
+        With `last_layers_fp32` the decoder's last blocks work in float32, whatever `dtype` is. Halves that are
+        offloaded wait on the host, and come to the device for a tile.
         """
         path = folder / "config.json"
         config = _read_config(path)
@@ -67,7 +75,7 @@ class Codec:
             lambda: _make_halves(config),
             fold_weight_norm(read_weights(folder)),
             where=str(folder),
-            device=device,
+            device=_HOST if is_offloaded else device,
             dtype=dtype,
         )
         self.fingerprint = hashed()
@@ -75,6 +83,8 @@ class Codec:
         self.decoder = Decoder(cast(OobleckDecoder, halves["decoder"]))
         if last_layers_fp32:
             self.decoder.tail.float()
+        offloaded: Sequence[nn.Module] = (self.encoder, self.decoder) if is_offloaded else ()
+        self._pieces = {half: Piece(half.modules(), device) for half in offloaded}
         self._host: Decoder | None = None
         self._piece_steps = codec_piece_steps(on_card=device.type != "cpu")
 
@@ -138,7 +148,8 @@ class Codec:
     def _encode(
         self, samples: NDArray[np.float32], piece_steps: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        encoded: Tensor = self.encoder(self._to_device(np.stack([samples])), piece_steps=piece_steps)
+        with at_hand(self._pieces.get(self.encoder)):
+            encoded: Tensor = self.encoder(self._to_device(np.stack([samples])), piece_steps=piece_steps)
         mean, scale = encoded.float().chunk(2, dim=1)
         return _to_numpy(mean)[0], _to_numpy(nn.functional.softplus(scale) + 1e-4)[0]
 
@@ -158,7 +169,8 @@ class Codec:
     def _forward(
         self, latents: NDArray[np.float32], piece_steps: int, *, sink: torch.device | None = None
     ) -> NDArray[np.float32]:
-        return _to_numpy(self.decoder(self._to_device(latents), piece_steps=piece_steps, sink=sink))
+        with at_hand(self._pieces.get(self.decoder)):
+            return _to_numpy(self.decoder(self._to_device(latents), piece_steps=piece_steps, sink=sink))
 
     def _forward_on_host(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         self._host = self._host or copy_to_host(self.decoder)
