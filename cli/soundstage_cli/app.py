@@ -1,6 +1,7 @@
 """The `soundstage` command."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from rich.live import Live
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.options_pb2 import DiffusionOptions, Guidance
-from soundstage_budget.deployment import BudgetsDoNotAddUpError
+from soundstage_budget.admit import BudgetsDoNotAddUpError
 from soundstage_cli import options
 from soundstage_cli.adapters import app as adapters_app
 from soundstage_cli.align import app as align_app
@@ -45,7 +46,7 @@ from soundstage_cli.output import (
 )
 from soundstage_cli.play import app as play_app
 from soundstage_cli.profile import app as profile_app
-from soundstage_cli.sharing import Flags, GpuMemory, share_memory
+from soundstage_cli.sharing import Flags, GpuMemory, check_budgets, share_memory
 from soundstage_cli.sinks import AudioFile, Pipe
 from soundstage_cli.songs import app as songs_app
 from soundstage_cli.stack import Member, ProcessDiedError, Stack
@@ -119,7 +120,9 @@ def up(
     else:
         settings["SOUNDSTAGE_GATEWAY_DATA_DIR"] = str(data_dir)
     try:
-        flags = share_memory(console, gpu_memory, chosen) if gpu_memory is not None else {}
+        if gpu_memory is None:
+            check_budgets(os.environ)
+        flags = share_memory(console, gpu_memory, chosen, os.environ) if gpu_memory is not None else {}
         asyncio.run(_up(chosen, (port, lm_port, dit_port, vae_port), settings, flags))
     except (BudgetsDoNotAddUpError, ModelsError, ProcessDiedError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)

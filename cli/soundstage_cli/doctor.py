@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
 
@@ -14,14 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 from soundstage_budget.cards import GIB, Card, UnknownCardError, find_card
-from soundstage_budget.deployment import Deployment, Wishes, deploy, usable_bytes
+from soundstage_budget.deployment import Deployment, Wishes, deploy
 from soundstage_budget.engine_choice import AskedEngine
+from soundstage_budget.installed import ALL, find_installed
 from soundstage_budget.larger_card import describe_next
 from soundstage_budget.models import DITS
+from soundstage_budget.need import MIB
 from soundstage_budget.plan import DoesNotFitError, Plan, Service, size
+from soundstage_budget.single_card import Terms
 from soundstage_budget.tiers import LM_SIZES
 from soundstage_cli.output import keep_writable
-from soundstage_runtime.memory import parse_memory
+from soundstage_runtime.memory import parse_memory, parse_vram
 
 app = typer.Typer()
 _BAR_CELLS: Final = 60
@@ -33,10 +37,14 @@ _PARTS: Final = {  # of a need, by how a bar shows them
     "context": ("▚", "red"),
 }
 _PROBE_TIMEOUT_S: Final = 60
-_TORCH_PROBE: Final = (
-    "import torch; p = torch.cuda.get_device_properties(0); "
-    "print(p.name, p.total_memory / 2**20, f'{p.major}.{p.minor}', int(torch.version.hip is not None), sep=',')"
-)
+_SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits")
+_TORCH_PROBE: Final = """
+import torch
+if torch.cuda.is_available():
+    p, free = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info(0)[0]
+    is_rocm = int(torch.version.hip is not None)
+    print(p.name, p.total_memory / 2**20, free / 2**20, f"{p.major}.{p.minor}", is_rocm, sep=",")
+"""
 
 
 @app.command()
@@ -63,10 +71,13 @@ def doctor(
     ):
         if value not in known:
             raise typer.BadParameter(f"is {value!r}; must be one of {', '.join(known)}", param_hint=hint)
-    found = find_own_card() if card is None else shrink(find_named(card), os.environ.get("MAX_CUDA_VRAM"))
-    budgets = read_budgets(gpu_memory or [], usable_bytes(found))
-    asked: Any = {"lm": lm, "dit": dit, "engine": engine}
-    wishes = Wishes(**asked)
+    found = find_own_card() if card is None else shrink(find_named(card), os.environ.get("MAX_CUDA_VRAM", ""))
+    budgets = read_budgets(gpu_memory or [], found.memory_bytes)
+    asked: Any = {"lm": lm, "dit": dit}
+    asked_engine: Any = engine
+    # Of another card nothing is known but that it can be had with all that it could use.
+    terms = Terms(engine=asked_engine, installed=find_installed() if card is None else ALL)
+    wishes = Wishes(**asked, terms=terms)
     try:
         deployment = deploy(found, wishes, budgets)
     except DoesNotFitError as error:
@@ -76,14 +87,22 @@ def doctor(
         draw(deployment, plot)
     next_card = "" if budgets else describe_next(deployment, wishes)
     if as_json:
-        print(json.dumps({**asdict(deployment), "next_card": next_card}, indent=2))
+        flags = {plan.service: " ".join(plan.flags) for plan in deployment.plans}
+        print(json.dumps({**asdict(deployment), "flags": flags, "next_card": next_card}, indent=2))
     else:
         show(Console(), deployment, next_card)
 
 
 def find_own_card() -> Card:
     """Return this machine's card, or its memory as a CPU's; MAX_CUDA_VRAM makes it one of less."""
-    return shrink(probe(), os.environ.get("MAX_CUDA_VRAM"))
+    return find_own().card
+
+
+def find_own() -> "Found":
+    """Return this machine's card as find_own_card does, and what is free of it."""
+    found = probe()
+    card = shrink(found.card, os.environ.get("MAX_CUDA_VRAM", ""))
+    return Found(card=card, free_bytes=min(found.free_bytes, card.memory_bytes))
 
 
 def find_named(name: str) -> Card:
@@ -94,16 +113,14 @@ def find_named(name: str) -> Card:
         raise typer.BadParameter(str(error), param_hint="--card") from error
 
 
-def shrink(card: Card, max_vram: str | None) -> Card:
-    """Return a card with no more than so many GB; where there is none, one is made up."""
-    if max_vram is None:
-        return card
+def shrink(card: Card, max_vram: str) -> Card:
+    """Return a card with no more than so many GB, if any; where there is none, one is made up."""
     try:
-        memory_gib = float(max_vram)
-    except ValueError:
-        memory_gib = 0.0
-    if not 0 < memory_gib < 1000:
-        raise typer.BadParameter(f"is {max_vram!r}; must be a number of GB, as 8", param_hint="MAX_CUDA_VRAM")
+        memory_gib = parse_vram(max_vram)
+    except ValueError as error:
+        raise typer.BadParameter(f"is {max_vram!r}; {error}", param_hint="MAX_CUDA_VRAM") from error
+    if memory_gib is None:
+        return card
     if card.capability is None:
         return Card(name=f"a made-up card of {memory_gib:g} GB", memory_gib=memory_gib, capability=(8, 0))
     return replace(card, name=f"{card.name}, as if of {memory_gib:g} GB", memory_gib=min(memory_gib, card.memory_gib))
@@ -125,26 +142,47 @@ def read_budgets(texts: list[str], total_bytes: int) -> dict[Service, int]:
     return budgets
 
 
-def probe() -> Card:
-    """Ask the driver, or torch, each in a process of its own; a machine without a card is a CPU with its memory."""
-    smi = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    for command in (smi, [sys.executable, "-c", _TORCH_PROBE]):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        if card := read_card(done.stdout):
-            return card
-    return Card(memory_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB)
+def ask(command: Sequence[str]) -> str | None:
+    """Return what a program prints; None where it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
-def read_card(answer: str) -> Card | None:
-    """Read the first line "name, MiB, capability[, is ROCm]" of a probe's answer; None if it is no such line."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A card of this machine, and what nobody has taken of it."""
+
+    card: Card
+    free_bytes: int
+
+
+def probe(run: Callable[[Sequence[str]], str | None] = ask) -> Found:
+    """Ask the driver, or torch, each in a process of its own; a machine without a card is a CPU with its memory.
+
+    Only torch knows which of several cards is the first, and which may be seen.
+    """
+    lines = (run(_SMI) or "").splitlines()
+    driver_says = read_card(lines[0]) if lines else None
+    if driver_says is not None and len(lines) == 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return driver_says
+    torch_says = run((sys.executable, "-c", _TORCH_PROBE))
+    found = driver_says if torch_says is None else read_card(torch_says)
+    if found is not None:
+        return found
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Found(card=Card(memory_gib=memory_bytes / GIB), free_bytes=memory_bytes)
+
+
+def read_card(answer: str) -> Found | None:
+    """Read a probe's line "name, MiB, free MiB, capability[, is ROCm]"; None if it is no such line."""
     fields = [field.strip() for field in answer.partition("\n")[0].split(",")]
     try:
-        name, memory_mib, capability, *rocm = fields
+        name, memory_mib, free_mib, capability, *rocm = fields
         major, minor = map(int, capability.split("."))
-        return Card(name=name, memory_gib=float(memory_mib) / 1024, capability=(major, minor), is_rocm=rocm == ["1"])
+        card = Card(name=name, memory_gib=float(memory_mib) / 1024, capability=(major, minor), is_rocm=rocm == ["1"])
+        return Found(card=card, free_bytes=int(float(free_mib) * MIB))
     except ValueError:
         return None
 
@@ -155,6 +193,21 @@ def show(console: Console, deployment: Deployment, next_card: str) -> None:
     kind = "no card" if card.capability is None else "capability " + ".".join(map(str, card.capability))
     memory = f"{card.memory_gib:.1f} GiB, {size(deployment.usable_bytes)} of it to share"
     console.print(f"{card.name}: {kind}, {memory}; tier {deployment.tier.name}", highlight=False)
+    if deployment.plans:
+        show_plans(console, deployment)
+    else:
+        console.print("nothing is planned")
+    for words in deployment.given_up:
+        console.print(f"given up: {words}", highlight=False)
+    if next_card:
+        console.print(f"next: {next_card}", highlight=False)
+    for plan in deployment.plans:  # to be copied, so in one line each
+        flags = " ".join(plan.flags)
+        console.print(f"python -m soundstage_{plan.service} --model MODEL {flags}", soft_wrap=True, highlight=False)
+
+
+def show_plans(console: Console, deployment: Deployment) -> None:
+    """Print what each service runs, and the memory that it needs."""
     table = Table("", "model", "runs in", "offload", "longest", "at once", "--gpu-memory", "needs")
     for plan in deployment.plans:
         table.add_row(
@@ -176,10 +229,6 @@ def show(console: Console, deployment: Deployment, next_card: str) -> None:
     console.print(legend)
     free = deployment.usable_bytes - deployment.used_bytes
     console.print(f"{size(deployment.used_bytes)} in all, {size(free)} left", highlight=False)
-    for words in deployment.given_up:
-        console.print(f"given up: {words}", highlight=False)
-    if next_card:
-        console.print(f"next: {next_card}", highlight=False)
 
 
 def bar(plan: Plan, total_bytes: int) -> Text:

@@ -6,13 +6,14 @@ from typing import Final
 
 from soundstage_budget.cards import Card
 from soundstage_budget.deployment import Deployment, Wishes, deploy
-from soundstage_budget.plan import DoesNotFitError
+from soundstage_budget.plan import OFFLOADS, DoesNotFitError
+from soundstage_budget.single_card import Terms
 
 BATCHES: Final = (8, 4, 2, 1)
 MODES: Final[Mapping[str, Wishes]] = {
     "default": Wishes(),
-    "no-quant": Wishes(quantization="none"),
-    "no-offload": Wishes(offload="none"),
+    "no-quant": Wishes(terms=Terms(quantization="none")),
+    "no-offload": Wishes(terms=Terms(offload="none")),
 }
 
 
@@ -43,8 +44,8 @@ def find_batch(memory_gib: float, *, with_lm: bool) -> int:
         batch
         for batch in BATCHES
         if any(
-            _fits(memory_gib, Wishes(max_batch=batch, offload=offload), with_lm=with_lm, batch=batch)
-            for offload in ("none", "model", "layer")
+            _fits(memory_gib, Wishes(terms=Terms(max_batch=batch, offload=offload)), with_lm=with_lm, batch=batch)
+            for offload in OFFLOADS
         )
     )
     return next(fitting, 0)

@@ -3,7 +3,8 @@
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -11,8 +12,9 @@ from typing import Final
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_budget.cards import Card
+from soundstage_budget.installed import find_installed
 from soundstage_budget.plan import Plan
-from soundstage_budget.single_card import Checkpoints, flags_of, share
+from soundstage_budget.single_card import Checkpoints, Terms, flags_of, share
 from soundstage_cli.channel import open_channel
 from soundstage_cli.models import Models
 from soundstage_cli.stack import STAGES, Stack
@@ -24,7 +26,7 @@ _MIB: Final = 1 << 20
 def plan_within(card: Card, memory_gib: float, sizes: Checkpoints, *, songs: int, duration_s: int) -> tuple[Plan, ...]:
     """Plan just so many songs of a length on a card of which only so much is used; raises BudgetsDoNotAddUpError."""
     capped = replace(card, memory_gib=min(memory_gib, card.memory_gib))
-    return share(capped, sizes, max_batch=songs, max_duration_s=duration_s)
+    return share(capped, sizes, Terms(max_batch=songs, max_duration_s=duration_s, installed=find_installed()))
 
 
 async def measure(
@@ -43,12 +45,31 @@ async def measure(
             async for _ in SongServiceStub(channel).GenerateSong(request):
                 pass
         pids = {name: process.pid for name in STAGES if (process := stack.members[name].process) is not None}
+        families = {name: find_family(pid) for name, pid in pids.items()}
         if card.capability is None:
-            return {name: _resident_peak(pid) - baselines[name] for name, pid in pids.items()}
-        used = _used_on_card()
-        return {name: used.get(pid) for name, pid in pids.items()}
+            return {name: sum(map(_resident_peak, family)) - baselines[name] for name, family in families.items()}
+        return {name: sum_used(family, _used_on_card()) for name, family in families.items()}
     finally:
         await stack.stop()
+
+
+def find_family(pid: int) -> list[int]:
+    """Return a process and all that descend from it, as the kernel has them just now."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            # Its name, in parentheses, may hold anything.
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    family = [pid]
+    for member in family:  # which grows
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
+
+
+def sum_used(family: Sequence[int], used: Mapping[int, int]) -> int | None:
+    """Return what processes have of a card together; None where none of them is told of."""
+    told = [used[pid] for pid in family if pid in used]
+    return sum(told) if told else None
 
 
 def read_baselines() -> dict[str, int]:

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from soundstage_budget.admit import BudgetsDoNotAddUpError
 from soundstage_budget.cards import GIB, Card
-from soundstage_budget.deployment import BudgetsDoNotAddUpError, Deployment, Wishes
+from soundstage_budget.deployment import Deployment, Wishes
 from soundstage_budget.plan import size
 from soundstage_cli.checkpoint_sizes import read_sizes
 from soundstage_cli.doctor import find_own_card
@@ -33,9 +34,10 @@ console = Console(stderr=True)
 
 @app.command()
 def profile(
+    more: Annotated[list[str] | None, typer.Argument(metavar="[GB]...", help="more of --tiers")] = None,
     tiers: Annotated[
         list[str] | None,
-        typer.Option(help=f"GB of the cards, commas between them or the flag once for each; else {_TIERS}"),
+        typer.Option(help=f"GB of the cards, with spaces or commas between them; else {_TIERS}", metavar="GB..."),
     ] = None,
     with_lm: Annotated[bool, typer.Option(help="with the language model that the tier has")] = False,
     boundary: Annotated[
@@ -54,7 +56,7 @@ def profile(
     ] = None,
 ) -> None:
     """Predict what each tier runs and takes; with --models also run that, one tier after the other, and measure."""
-    sizes_gib, card = read_tiers(tiers or [_TIERS]), find_own_card()
+    sizes_gib, card = read_tiers([*(tiers or []), *(more or [])] or [_TIERS]), find_own_card()
     told: dict[str, Any] = {"card": asdict(card), "predicted": predict(sizes_gib, with_lm=with_lm)}
     show_predicted(told["predicted"])
     if boundary:

@@ -41,6 +41,15 @@ def test_every_tier_has_its_plans_and_their_bytes(tmp_path: Path) -> None:
         assert all(plan["peak_bytes"] == sum(plan["need"].values()) for plan in row["plans"])
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--tiers", "4", "6", "8"], ["--tiers", "4,6", "--tiers", "8"], ["--tiers", "4, 6", "8"]]
+)
+def test_tiers_are_listed_with_spaces_or_commas(tmp_path: Path, arguments: list[str]) -> None:
+    rows = written(tmp_path, *arguments, "--with-lm")["predicted"]
+    assert [row["memory_gib"] for row in rows] == [4, 6, 8]
+    assert any(plan["service"] == "lm" for plan in rows[-1]["plans"])
+
+
 def test_without_the_language_model_songs_are_longer(tmp_path: Path) -> None:
     [row] = written(tmp_path, "--tiers", "8")["predicted"]
     assert [(plan["service"], plan["max_duration_s"]) for plan in row["plans"]] == [("dit", 600), ("vae", 600)]
@@ -86,6 +95,7 @@ def test_the_most_at_once_says_how_it_comes_to_be_more_than_planned(capsys: pyte
     [
         (["--tiers", "6,large"], "is '6 large'; must be GB of cards, as 6,8,16"),
         (["--tiers", "0"], "is '0'; must be GB of cards"),
+        (["--tiers", "8", "many"], "is '8 many'; must be GB of cards"),
         (["--tiers", "8", "--models", "/nowhere"], "/nowhere is not laid out as the hub is"),
         (["--tiers", "8", "--json", "/nowhere/profile.json"], "--json': is '/nowhere/profile.json', which cannot be"),
     ],

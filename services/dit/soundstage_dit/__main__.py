@@ -4,8 +4,9 @@ import os
 from functools import partial
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
-from soundstage_device.budget import free_bytes, pin_budget
-from soundstage_device.device import choose_device, choose_dtype, dtype_name
+from soundstage_budget.installed import find_installed
+from soundstage_device.budget import free_bytes, pin_budget, read_budget
+from soundstage_device.device import choose_device, choose_dtype, describe_card, dtype_name
 from soundstage_device.worker import DeviceWorker
 from soundstage_dit.adapters import Adapters
 from soundstage_dit.engine import DitEngine
@@ -22,10 +23,18 @@ async def main(settings: DitSettings) -> None:
     """Load, and serve until SIGTERM."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    budget_bytes = pin_budget(settings.gpu_memory, device)
+    budget_bytes = read_budget(settings.gpu_memory, device, settings.max_cuda_vram)
+    pin_budget(budget_bytes, device)
     if budget_bytes is not None:
         sizes = [read_size(*find(settings, name)) for name in settings.model]
-        settings = fit(settings, sizes, budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
+        settings = fit(
+            settings,
+            sizes,
+            budget_bytes,
+            dtype=dtype_name(dtype),
+            card=describe_card(device, settings.max_cuda_vram),
+            has_torchao=find_installed().has_torchao,
+        )
         # Else a CPU's memory fills with kernels: songs have any length, and each is made for one.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     worker = DeviceWorker("dit")

@@ -46,9 +46,9 @@ class DitSettings(StageSettings):
         "layer for its layers too; auto is none, or what gpu_memory asks for. On a CPU nothing does",
     )
     quantization: Quantization | Literal["auto"] = Field(
-        "none",
+        "auto",
         description="none, int8 or fp8: weights of one byte, half the memory of 16 bits; needs torchao; auto is none, "
-        "or int8 where gpu_memory asks for it",
+        "or int8 where gpu_memory is given on a card that asks for it, and torchao is there",
     )
     compile: bool = Field(
         True, description="on a GPU, run the transformer's layers by one compiled function, made at the first step"

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from soundstage_budget.cards import Card
 from soundstage_budget.checkpoint_size import count_parameters, file_bytes
 from soundstage_budget.models import DitModel, TransformerShape
 from soundstage_budget.need import KEPT_BYTES
-from soundstage_budget.plan import OFFLOADS, plan_dit
+from soundstage_budget.plan import plan_dit
 from soundstage_device.budget import tell_given_up
 from soundstage_dit.model.shape import StackShape
 from soundstage_dit.settings import DitSettings
@@ -50,30 +51,36 @@ def transformer_shape(stack: StackShape) -> TransformerShape:
 
 
 def fit(
-    settings: DitSettings, sizes: Sequence[DitModel], budget_bytes: int, *, dtype: str, on_card: bool
+    settings: DitSettings,
+    sizes: Sequence[DitModel],
+    budget_bytes: int,
+    *,
+    dtype: str,
+    card: Card,
+    has_torchao: bool = True,
 ) -> DitSettings:
     """Return settings lowered to what fits a budget; raises DoesNotFitError when not even a short song does.
 
     Of several models, a card holds those that are in use, at least the largest; a CPU holds all.
     """
-    is_alone = len(sizes) == 1
+    is_alone, on_card = len(sizes) == 1, card.capability is not None
     largest, *others = sorted(sizes, key=lambda size: size.parameters, reverse=True)
     needed = replace(largest, is_guided=any(size.is_guided for size in sizes))
     if not on_card:
         elsewhere = [parameters for other in others for parameters in (other.parameters, *other.beside)]
         needed = replace(needed, beside=(*needed.beside, *elsewhere))
     stays = not on_card or not is_alone or settings.max_models_gb is not None
-    offloads = ("none",) if stays else OFFLOADS if settings.offload == "auto" else (settings.offload,)
     plan = plan_dit(
         [needed],
+        card,
         budget_bytes=budget_bytes,
         dtype=dtype,
-        quantizations=("none", "int8") if settings.quantization == "auto" else (settings.quantization,),
-        offloads=offloads,
-        max_batch=settings.max_in_flight,
-        max_duration_s=settings.max_duration_s,
+        quantization=settings.quantization,
+        offload="none" if stays else settings.offload,
+        has_torchao=has_torchao,
+        max_batch=settings.asked("max_in_flight"),
+        max_duration_s=settings.asked("max_duration_s"),
         max_tokens=settings.max_tokens,
-        on_card=on_card,
     )
     tell_given_up(plan.given_up)
     left_gb = (budget_bytes - plan.need.total) / 1e9

@@ -1,7 +1,5 @@
 """From settings to a planner on an engine."""
 
-import importlib.metadata
-import importlib.util
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -12,9 +10,10 @@ import structlog
 import torch
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
-from soundstage_budget.engine_choice import DtypeChoice, choose_engine
+from soundstage_budget.engine_choice import DtypeChoice, EngineName, choose_engine
+from soundstage_budget.installed import find_vllm
 from soundstage_budget.need import song_tokens
-from soundstage_device.budget import memory_bytes, pin_budget
+from soundstage_device.budget import memory_bytes, pin_budget, read_budget
 from soundstage_device.device import choose_device, describe_card
 from soundstage_lm.composer import Composer
 from soundstage_lm.grammar import Grammar
@@ -64,31 +63,40 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     hashed = begin_fingerprint(folder)
     outline = load_outline(folder)
     device = choose_device(settings.device, needs_kernels=False)
+    card = describe_card(device, settings.max_cuda_vram)
     choice = choose_engine(
-        describe_card(device),
+        card,
         torch_arch_list=tuple(torch.cuda.get_arch_list()),
-        vllm_version=_find_vllm(),
+        vllm_version=find_vllm(),
         asked=settings.engine,
     )
     report = _log.warning if choice.is_fallback else _log.info
     report("engine_chosen", engine=choice.engine, asked=settings.engine, why=choice.reason)
     if not choice.uses_card:
         device = torch.device("cpu")
+        card = describe_card(device)
     dtype = choice.dtype if settings.dtype == "auto" else settings.dtype
-    budget_bytes = pin_budget(settings.gpu_memory, device)
-    if budget_bytes is not None:
-        # As PyTorch, which needs a little more: vLLM may yet not start.
-        size, on_card = read_size(folder, outline), device.type != "cpu"
-        settings = fit(settings, size, budget_bytes, engine="torch", dtype=dtype, on_card=on_card)
-    grammar = Grammar(outline.tokenizer, max_duration_s=settings.max_duration_s)
-    engine = None
+    budget_bytes = read_budget(settings.gpu_memory, device, settings.max_cuda_vram)
+
+    def lower(engine: EngineName) -> LmSettings:
+        if budget_bytes is None:
+            return settings
+        return fit(settings, read_size(folder, outline), budget_bytes, engine=engine, dtype=dtype, card=card)
+
+    engine, lowered = None, lower(choice.engine)
+    grammar = Grammar(outline.tokenizer, max_duration_s=lowered.max_duration_s)
     if choice.engine == "vllm":
         share = 0.0 if budget_bytes is None else budget_bytes / memory_bytes(device)
         try:
-            engine = await _start_vllm(settings, folder, outline, grammar, device=device, dtype=dtype, share=share)
+            engine = await _start_vllm(lowered, folder, outline, grammar, device=device, dtype=dtype, share=share)
         except Exception as error:  # whatever keeps vLLM from starting, PyTorch can plan
             _log.warning("vllm_did_not_start", engine="torch", why=str(error) or type(error).__name__)
+            lowered = lower("torch")
+            grammar = Grammar(outline.tokenizer, max_duration_s=lowered.max_duration_s)
+    settings = lowered
     if engine is None:
+        # Not before: beside vLLM's process, this one has nothing on the card.
+        pin_budget(budget_bytes, device)
         checkpoint = await worker.run(
             load_checkpoint, folder, device=device, dtype=getattr(torch, dtype), outline=outline, packed=True
         )
@@ -144,12 +152,3 @@ async def _start_vllm(
     )
     writer = await start_writer(options, outline.tokenizer, grammar)
     return _Engine(writer=writer, max_tokens=writer.max_tokens, close=writer.close, lost=writer.died)
-
-
-def _find_vllm() -> str | None:
-    """Return the version of the vLLM that is installed, whatever its build calls itself."""
-    if importlib.util.find_spec("vllm") is None:
-        return None
-    for name in importlib.metadata.packages_distributions().get("vllm", []):
-        return importlib.metadata.version(name)
-    return "of unknown version"

@@ -18,5 +18,10 @@ class LmSettings(StageSettings):
         int(DURATION_RANGE_S[1]), ge=10, le=int(DURATION_RANGE_S[1]), description="longest song, in seconds"
     )
     engine: AskedEngine = Field("auto", description="auto, torch or vllm; auto is vllm on a card it knows, else torch")
-    kv_cache_gb: float = Field(4.0, gt=0, description="memory for the keys and values of all songs, in GB")
+    kv_cache_gb: float = Field(
+        4.0,
+        gt=0,
+        description="memory for the keys and values of all songs, in GB; "
+        "with gpu_memory what is planned, if none is given",
+    )
     engine_timeout_s: float = Field(600.0, gt=0, description="seconds that vllm may take to start, else torch is used")

@@ -1,41 +1,37 @@
-"""All three services on one card: how its memory is shared, and whether budgets add up."""
+"""The released models on a card: which of them it runs, and what had to be given up."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from soundstage_budget.admit import BudgetsDoNotAddUpError, admit, usable_bytes
 from soundstage_budget.cards import Card
-from soundstage_budget.engine_choice import VLLM_VERSIONS, AskedEngine, EngineChoice, choose_dtype, choose_engine
 from soundstage_budget.models import DITS, LMS, VAE
-from soundstage_budget.need import Offload, Quantization
-from soundstage_budget.plan import (
-    OFFLOADS,
-    DoesNotFitError,
-    Plan,
-    Service,
-    instead,
-    offloaded,
-    plan_dit,
-    plan_lm,
-    plan_vae,
-    size,
+from soundstage_budget.plan import DoesNotFitError, Plan, Service, size
+from soundstage_budget.single_card import (
+    OPEN,
+    Checkpoints,
+    Terms,
+    engine_on,
+    plan_codec,
+    plan_diffusion,
+    plan_planner,
+    share,
 )
 from soundstage_budget.tiers import LM_SIZES, LmSize, Tier, tier_of
 
-_RESERVE: Final = 0.04  # of a card, for what it shows and what drivers round up
+# A planner is not worth songs of a minute.
+_SHORTEST_S: Final = 240
+_SHORTEST_ALONE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What is asked of a card; "auto" and None take what its tier has."""
+    """What is asked of a card; "auto" takes what its tier has."""
 
     lm: LmSize | Literal["auto", "none"] = "auto"
     dit: str = "turbo"
-    engine: AskedEngine = "auto"
-    max_batch: int | None = None
-    max_duration_s: int | None = None
-    quantization: Quantization | None = None
-    offload: Offload | None = None
+    terms: Terms = OPEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,26 +50,6 @@ class Deployment:
         return sum(plan.need.peak for plan in self.plans)
 
 
-class BudgetsDoNotAddUpError(DoesNotFitError):
-    """Budgets are more than the card has."""
-
-
-def usable_bytes(card: Card) -> int:
-    """Return what services may share of a card."""
-    return int(card.memory_bytes * (1 - _RESERVE))
-
-
-def admit(card: Card, budgets: Mapping[Service, int]) -> None:
-    """Raise BudgetsDoNotAddUpError, with the sum, unless budgets fit on a card together."""
-    total, usable = sum(budgets.values()), usable_bytes(card)
-    if total > usable:
-        terms = " + ".join(f"{name} {size(budget)}" for name, budget in budgets.items())
-        raise BudgetsDoNotAddUpError(
-            f"{terms} = {size(total)}, but {card.name} has {size(usable)} to share; "
-            f"{size(total - usable)} less would do"
-        )
-
-
 def deploy(card: Card, wishes: Wishes, budgets: Mapping[Service, int] | None = None) -> Deployment:
     """Plan all services for a card: within `budgets`, or sharing it as they need.
 
@@ -84,12 +60,13 @@ def deploy(card: Card, wishes: Wishes, budgets: Mapping[Service, int] | None = N
         admit(card, budgets)
     chooser = _Chooser(card=card, wishes=wishes)
     plans = chooser.plan_within(budgets) if budgets else chooser.share()
+    refused = chooser.refuse(plans, budgets)
     return Deployment(
         card=card,
         tier=chooser.tier,
         usable_bytes=usable_bytes(card),
         plans=plans,
-        given_up=(*chooser.refuse(plans), *(f"{plan.service}: {words}" for plan in plans for words in plan.given_up)),
+        given_up=(*refused, *(f"{plan.service}: {words}" for plan in plans for words in plan.given_up)),
     )
 
 
@@ -109,17 +86,17 @@ class _Chooser:
         return self.card.capability is not None
 
     @property
-    def engine(self) -> EngineChoice:
-        """Choose the planner's engine as if the builds for this card were installed."""
-        kernels = "sm_{}{}".format(*self.card.capability) if self.card.capability else ""
-        version = ".".join(map(str, VLLM_VERSIONS[0]))
-        return choose_engine(self.card, torch_arch_list=(kernels,), vllm_version=version, asked=self.wishes.engine)
+    def wanted_lm(self) -> LmSize | None:
+        """The planner that is wished for."""
+        if self.wishes.lm == "none":
+            return None
+        return self.tier.default_lm if self.wishes.lm == "auto" else self.wishes.lm
 
     @property
     def lms(self) -> list[LmSize]:
         """The planners that are allowed, the best first."""
-        wanted = self.tier.default_lm if self.wishes.lm == "auto" else self.wishes.lm
-        if wanted is None or wanted == "none":
+        wanted = self.wanted_lm
+        if wanted is None:
             return []
         return [size for size in reversed(LM_SIZES[: LM_SIZES.index(wanted) + 1]) if size in self.tier.lm_sizes]
 
@@ -130,136 +107,66 @@ class _Chooser:
         small = wanted.removeprefix("xl-")
         return list(dict.fromkeys([wanted, small])) if self.tier.has_xl else [small]
 
-    @property
-    def quantizations(self) -> tuple[Quantization, ...]:
-        if self.wishes.quantization is not None:
-            return (self.wishes.quantization,)
-        return ("int8",) if self.tier.is_int8 and self.on_card else ("none", "int8")
-
-    def limit(self, lm: LmSize | None) -> tuple[int, int]:
-        """Return the longest song in seconds and the most at once, by tier and wish."""
-        limits = self.tier.limits(lm)
-        return (
-            min(limits.max_duration_s, self.wishes.max_duration_s or limits.max_duration_s),
-            min(limits.max_batch, self.wishes.max_batch or limits.max_batch),
+    def terms(self, *, is_planned: bool) -> Terms:
+        """Return what is asked; a machine without a card has the limits of the lowest tier."""
+        terms = self.wishes.terms
+        if self.on_card:
+            return terms
+        limits = self.tier.limits(is_planned=is_planned)
+        return replace(
+            terms,
+            max_duration_s=min(terms.max_duration_s or limits.max_duration_s, limits.max_duration_s),
+            max_batch=min(terms.max_batch or limits.max_batch, limits.max_batch),
         )
 
     def share(self) -> tuple[Plan, ...]:
-        """Share the card: the best planner, then the longest songs, then all on the card, then the most at once."""
-        usable = usable_bytes(self.card)
+        """Share the card with the best models that it has room for."""
         for dit in self.dits:
             for lm in (*self.lms, None):
-                longest_s, most = self.limit(lm)
-                # A planner is not worth songs of a minute.
-                shorter = (360, 240) if lm else (360, 240, 120, 60)
-                for duration_s in (longest_s, *(step for step in shorter if step < longest_s)):
-                    for offload in OFFLOADS if self.wishes.offload is None else (self.wishes.offload,):
-                        batch = most
-                        while batch:
-                            plans = self._alone(lm, dit, duration_s, offload, batch)
-                            if sum(plan.need.peak for plan in plans) <= usable:
-                                return tuple(replace(plan, given_up=self._tell(plan, lm)) for plan in plans)
-                            batch //= 2
-        raise DoesNotFitError(f"{self.card.name} has {size(usable)} to share, too little for any song")
-
-    def _tell(self, plan: Plan, lm: LmSize | None) -> tuple[str, ...]:
-        """Say what sharing the card cost a service."""
-        limits = self.tier.limits(lm)
-        return (
-            *instead(
-                "longest song in seconds", self.wishes.max_duration_s or limits.max_duration_s, plan.max_duration_s
-            ),
-            *instead("songs at once", self.wishes.max_batch or limits.max_batch, plan.max_batch),
-            *(("precision: weights of one byte",) if plan.quantization == "int8" else ()),
-            *offloaded("none", plan.offload),
-        )
-
-    def _alone(self, lm: LmSize | None, dit: str, duration_s: int, offload: Offload, batch: int) -> tuple[Plan, ...]:
-        """Plan services as if each had a card of its own, and give each what it needs."""
-        endless = 1 << 60
-        dtype = choose_dtype(self.card)
-        plans = [
-            plan_dit(
-                [DITS[dit]],
-                budget_bytes=endless,
-                dtype=dtype,
-                quantizations=self.quantizations,
-                offloads=(offload,),
-                max_batch=batch,
-                max_duration_s=duration_s,
-                on_card=self.on_card,
-            ),
-            plan_vae(
-                VAE,
-                budget_bytes=endless,
-                window_frames=64 if offload == "none" else 32,
-                max_batch=batch,
-                max_duration_s=duration_s,
-                offloads=("none" if offload == "none" else "model",),
-                on_card=self.on_card,
-            ),
-        ]
-        if lm is not None:
-            plans.insert(0, self._plan_lm([lm], endless, duration_s, batch))
-        return tuple(replace(plan, budget_bytes=plan.need.peak) for plan in plans)
-
-    def _plan_lm(self, lms: list[LmSize], budget_bytes: int, duration_s: int, batch: int) -> Plan:
-        return plan_lm(
-            [LMS[lm] for lm in lms],
-            budget_bytes=budget_bytes,
-            dtype=self.engine.dtype,
-            engine=self.engine.engine,
-            max_batch=batch,
-            max_duration_s=duration_s,
-            on_card=self.on_card,
-        )
+                models = Checkpoints(lm=LMS[lm] if lm else None, dit=DITS[dit], vae=VAE)
+                shortest_s = _SHORTEST_S if lm else _SHORTEST_ALONE_S
+                try:
+                    return share(self.card, models, self.terms(is_planned=lm is not None), shortest_s=shortest_s)
+                except BudgetsDoNotAddUpError:
+                    continue
+        raise DoesNotFitError(f"{self.card.name} has {size(usable_bytes(self.card))} to share, too little for any song")
 
     def plan_within(self, budgets: Mapping[Service, int]) -> tuple[Plan, ...]:
         """Plan each service that has a budget within it."""
         lms = self.lms if "lm" in budgets else []
-        duration_s, batch = self.limit(lms[0] if lms else None)
+        terms = self.terms(is_planned=bool(lms))
         plans: list[Plan] = []
         if lms:
-            plans.append(self._plan_lm(lms, budgets["lm"], duration_s, batch))
+            plans.append(plan_planner([LMS[lm] for lm in lms], budgets["lm"], self.card, terms))
         if "dit" in budgets:
-            plans.append(
-                plan_dit(
-                    [DITS[dit] for dit in self.dits],
-                    budget_bytes=budgets["dit"],
-                    dtype=choose_dtype(self.card),
-                    quantizations=self.quantizations,
-                    max_batch=batch,
-                    max_duration_s=duration_s,
-                    on_card=self.on_card,
-                )
-            )
+            plans.append(plan_diffusion([DITS[dit] for dit in self.dits], budgets["dit"], self.card, terms))
         if "vae" in budgets:
-            plans.append(
-                plan_vae(
-                    VAE,
-                    budget_bytes=budgets["vae"],
-                    max_batch=batch,
-                    max_duration_s=duration_s,
-                    on_card=self.on_card,
-                )
-            )
+            plans.append(plan_codec(VAE, budgets["vae"], self.card, terms))
         return tuple(plans)
 
-    def refuse(self, plans: tuple[Plan, ...]) -> list[str]:
+    def refuse(self, plans: tuple[Plan, ...], budgets: Mapping[Service, int] | None) -> list[str]:
         """Say what was wished for and is not there."""
         by_service = {plan.service: plan for plan in plans}
-        wanted = self.tier.default_lm if self.wishes.lm == "auto" else self.wishes.lm
-        given = by_service["lm"].variant if "lm" in by_service else "none"
-        words: list[str] = []
-        if wanted is None:
-            words.append(f"language model: none is planned at tier {self.tier.name}")
-        elif wanted != given:
-            words.append(f"language model: {wanted} asked, {given} fits a card of tier {self.tier.name}")
+        words = list(self._refuse_lm(by_service.get("lm"), budgets))
         dit = by_service.get("dit")
         if dit is not None and dit.variant != self.wishes.dit:
             words.append(
                 f"diffusion model: {self.wishes.dit} asked, {dit.variant} fits a card of tier {self.tier.name}"
             )
-        if self.engine.is_fallback:
-            words.append(f"engine: {self.wishes.engine} asked, {self.engine.engine} is used: {self.engine.reason}")
+        engine = engine_on(self.card, self.wishes.terms)
+        if engine.is_fallback:
+            words.append(f"engine: {self.wishes.terms.engine} asked, {engine.engine} is used: {engine.reason}")
         return words
+
+    def _refuse_lm(self, plan: Plan | None, budgets: Mapping[Service, int] | None) -> tuple[str, ...]:
+        wanted, given = self.wanted_lm, plan.variant if plan else "none"
+        if budgets and "lm" in budgets and not self.lms:
+            why = "none is asked for" if self.wishes.lm == "none" else f"a card of tier {self.tier.name} runs none"
+            return (f"language model: it has a budget of {size(budgets['lm'])}, but {why}",)
+        if budgets and "lm" not in budgets:
+            return ("language model: it has no budget, so none is planned",) if wanted else ()
+        if wanted is None:
+            return () if self.wishes.lm == "none" else (f"language model: none is planned at tier {self.tier.name}",)
+        if wanted != given:
+            return (f"language model: {wanted} asked, {given} fits a card of tier {self.tier.name}",)
+        return ()

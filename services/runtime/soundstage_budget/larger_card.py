@@ -1,9 +1,11 @@
 """What a larger card would buy, by its own plan."""
 
+from dataclasses import replace
 from typing import Final
 
 from soundstage_budget.cards import Card
 from soundstage_budget.deployment import Deployment, Wishes, deploy
+from soundstage_budget.installed import ALL
 from soundstage_budget.plan import DoesNotFitError, Plan
 
 _SOLD_GIB: Final = (4, 6, 8, 12, 16, 20, 24, 32, 48)
@@ -18,7 +20,8 @@ def describe_next(now: Deployment, wishes: Wishes) -> str:
         if sold_gib <= own_gib:
             continue
         try:
-            then = deploy(Card(memory_gib=sold_gib - _KEPT_GIB, capability=(8, 0)), wishes)
+            as_installed = replace(wishes, terms=replace(wishes.terms, installed=ALL))
+            then = deploy(Card(memory_gib=sold_gib - _KEPT_GIB, capability=(8, 0)), as_installed)
         except DoesNotFitError:
             continue
         if gains := _list_gains(now, then):
@@ -28,12 +31,13 @@ def describe_next(now: Deployment, wishes: Wishes) -> str:
 
 def _list_gains(now: Deployment, then: Deployment) -> list[str]:
     (old_lm, old_engine, old), (new_lm, new_engine, new) = _read(now), _read(then)
+    old_s, new_s = (min(plan.max_duration_s for plan in found.plans) for found in (now, then))
     gains = {
         f"the {new_lm} language model": new_lm not in ("", old_lm),
         "vLLM": new_engine == "vllm" != old_engine,
         "the XL models": then.tier.has_xl and not now.tier.has_xl,
         f"{new.max_batch} songs at once": new.max_batch > old.max_batch,
-        f"songs of {new.max_duration_s / 60:g} minutes": new.max_duration_s > old.max_duration_s,
+        f"songs of {new_s / 60:g} minutes": new_s > old_s,
         "weights in full": old.quantization == "int8" and new.quantization == "none",
         "all networks on the card": old.offload != "none" and new.offload == "none",
     }

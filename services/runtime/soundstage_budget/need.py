@@ -7,6 +7,7 @@ alive at once. They say what is in use; what an allocator keeps beside it is in 
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from soundstage_budget.engine_choice import EngineName
 from soundstage_budget.models import BYTES, DitModel, LmModel, TransformerShape, VaeModel
 from soundstage_runtime.score import CODE_RATE_HZ, LATENT_CHANNELS, MAX_LATENT_FRAMES, SAMPLES_PER_LATENT
 
@@ -28,12 +29,18 @@ _WORDS: Final = 1096  # tokens of a song beside its codes
 _JUDGED_AT_ONCE: Final = 128  # tokens
 _CONDITIONS: Final = 256 + 2048 + 1  # of a song: words, lyrics and a timbre, at most
 _PASS_BYTES: Final = 3 * MIB  # of a forward pass with fused kernels, however short
+BATCHED_TOKENS: Final = 4096  # that vLLM reads in a step: both prompts of a song, or the codes of ten minutes
+_ENGINE_ROOM: Final = 512 * MIB  # of vLLM, for its graphs and what its kernels work in; meant as a bound, not measured
+_SAMPLED_BYTES: Final = 24  # of a number of vLLM's logits: in float32, sorted, and with places
 _ENCODED_AT_ONCE: Final = 2560  # tokens of lyrics, or of codes, before the first step of a song
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Bytes by part; `loading` is what the weights take while they are read, beside the context."""
+    """Bytes by part; `loading` is what the weights take while they are read, beside the context.
+
+    A card then holds no more than what stays: weights become what they are to be in the CPU's memory.
+    """
 
     weights: int
     kv: int = 0
@@ -145,25 +152,44 @@ def piece_bytes(shape: TransformerShape, *, length: int, piece: int, itemsize: i
 
 
 def need_lm(
-    model: LmModel, *, dtype: str, max_batch: int, max_duration_s: int, on_card: bool, judges: bool = True
+    model: LmModel, *, dtype: str, max_batch: int, max_duration_s: int, on_card: bool, engine: EngineName = "torch"
 ) -> Need:
-    """Say what a planner needs that writes so many songs at once, and scores one text beside them if it `judges`."""
+    """Say what a planner needs that writes so many songs at once; PyTorch's scores one text beside them.
+
+    vLLM's process has a context on the card, and the process that started it none.
+    """
+    if engine == "vllm" and on_card:
+        return _need_vllm(model, dtype=dtype, max_batch=max_batch, max_duration_s=max_duration_s)
     itemsize, shape = BYTES[dtype], model.shape
     tokens = song_tokens(max_duration_s)
     words = model.vocabulary - model.num_codes
     # Rows of the embedding that are kept once more: on a CPU, laid out for it, those of every set of tokens.
     heads = words if on_card else model.num_codes + 4 * words
     weights = (model.parameters + heads * shape.width) * itemsize
-    judged = row_bytes(shape, duration_s=max_duration_s, itemsize=itemsize) if judges else 0
+    row = row_bytes(shape, duration_s=max_duration_s, itemsize=itemsize)
     converted = model.file_bytes if model.file_bytes != model.parameters * itemsize else 0
     return Need(
         weights=weights,
-        kv=2 * max_batch * row_bytes(shape, duration_s=max_duration_s, itemsize=itemsize) + judged,
+        kv=2 * max_batch * row + row,
         activations=token_step_bytes(shape, cached_tokens=2 * max_batch * tokens, itemsize=itemsize)
         + piece_bytes(shape, length=tokens, piece=1024 if on_card else 128, itemsize=itemsize),
-        workspace=_JUDGED_AT_ONCE * model.vocabulary * (itemsize + 9) if judges else 0,
+        workspace=_JUDGED_AT_ONCE * model.vocabulary * (itemsize + 9),
         context=context_bytes(on_card=on_card) + (0 if on_card else _CPU_TOKENIZER),
         loading=0 if on_card else model.file_bytes + converted + model.parameters * itemsize,
+    )
+
+
+def _need_vllm(model: LmModel, *, dtype: str, max_batch: int, max_duration_s: int) -> Need:
+    itemsize, shape = BYTES[dtype], model.shape
+    of_a_token = 4 * shape.width + 3 * shape.mlp_width + 4 * shape.heads * shape.head_dim
+    row = row_bytes(shape, duration_s=max_duration_s, itemsize=itemsize)
+    return Need(
+        weights=model.parameters * itemsize,
+        kv=2 * max_batch * row + page_bytes(shape, itemsize),  # a page is the engine's own
+        activations=BATCHED_TOKENS * of_a_token * itemsize
+        + 2 * max_batch * model.vocabulary * (itemsize + _SAMPLED_BYTES),
+        workspace=_ENGINE_ROOM,
+        context=context_bytes(on_card=True),
     )
 
 

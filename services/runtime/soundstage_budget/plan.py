@@ -1,19 +1,32 @@
-"""A service within its budget: the nearest to what was asked that fits, and in words what was given up for it."""
+"""A service within its budget: the nearest to what was asked that fits, and in words what was given up for it.
+
+Whoever plans, a stage for itself or a tool for all, plans here: the same card, budget and wishes give the same plan.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final, Literal
 
-from soundstage_budget.cards import GIB
+from soundstage_budget.cards import GIB, Card
+from soundstage_budget.engine_choice import EngineName
 from soundstage_budget.models import DitModel, LmModel, VaeModel
-from soundstage_budget.need import Need, Offload, Quantization, need_dit, need_lm, need_vae
+from soundstage_budget.need import MIB, Need, Offload, Quantization, need_dit, need_lm, need_vae
+from soundstage_budget.tiers import Limits, tier_of
 from soundstage_runtime.errors import StartError
+from soundstage_runtime.score import DURATION_RANGE_S
 
 Service = Literal["lm", "dit", "vae"]
+AskedOffload = Offload | Literal["auto"]
+AskedQuantization = Quantization | Literal["auto"]
 OFFLOADS: Final[tuple[Offload, ...]] = ("none", "model", "layer")
-_DURATIONS_S: Final = (600, 480, 360, 240, 120, 60, 30, 10)
+DURATIONS_S: Final = (600, 480, 360, 240, 120, 60, 30, 10)
+MOST_SONGS: Final = 8  # at once, where nothing else is asked for
+MOST_CALLS: Final = 64  # of a codec
+_LONGEST_S: Final = int(DURATION_RANGE_S[1])
 _WINDOWS: Final = (2048, 1536, 1024, 512, 256, 128, 64, 48, 32)
+_CARD_TILE: Final = (1536, 4)  # frames and tiles, the most that is chosen unasked
+_CPU_TILE: Final = (64, 1)
 _TOKENS: Final = (7_500, 3_750, 1_875, 750, 375)
 
 
@@ -28,7 +41,7 @@ class Plan:
     service: Service
     variant: str
     dtype: str
-    engine: str = ""
+    engine: EngineName | Literal[""] = ""
     quantization: Quantization = "none"
     offload: Offload = "none"
     max_duration_s: int
@@ -40,6 +53,20 @@ class Plan:
     need: Need
     given_up: tuple[str, ...] = ()
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What its process is told to run just that."""
+        told = {"--gpu-memory": f"{-(-self.budget_bytes // MIB)}MiB", "--max-in-flight": str(self.max_batch)}
+        match self.service:
+            case "lm":
+                told |= {"--engine": self.engine, "--max-duration-s": str(self.max_duration_s)}
+            case "dit":
+                told |= {"--quantization": self.quantization, "--offload": self.offload}
+                told |= {"--max-duration-s": str(self.max_duration_s)}
+            case "vae":
+                told |= {"--offload": self.offload}
+        return tuple(part for flag in told.items() for part in flag)
+
 
 def size(size_bytes: float) -> str:
     """Write bytes for people."""
@@ -48,18 +75,22 @@ def size(size_bytes: float) -> str:
 
 def plan_vae(
     model: VaeModel,
+    card: Card,
     *,
     budget_bytes: int,
     dtype: str = "float32",
-    window_frames: int = 64,
-    max_tiles: int = 1,
-    max_batch: int = 8,
-    max_duration_s: int = 600,
-    offloads: Sequence[Offload] = OFFLOADS,
-    on_card: bool,
+    offload: AskedOffload = "auto",
+    window_frames: int | Literal["auto"] = "auto",
+    max_tiles: int | Literal["auto"] = "auto",
+    max_batch: int = MOST_CALLS,
 ) -> Plan:
     """Plan a codec; raises DoesNotFitError."""
-    options = product(offloads, _down(window_frames, _WINDOWS), _halves(max_batch), _halves(max_tiles))
+    on_card = card.capability is not None
+    offloads = _offloads(offload, ("none", "model"), on_card=on_card)
+    frames, tiles = _CARD_TILE if on_card else _CPU_TILE
+    longest = frames if window_frames == "auto" else window_frames
+    most = tiles if max_tiles == "auto" else max_tiles
+    options = product(offloads, _down(longest, _WINDOWS), _halves(max_batch), _halves(most))
 
     def plan(option: tuple[Offload, int, int, int]) -> Plan:
         offload, window, batch, tiles = option
@@ -69,7 +100,7 @@ def plan_vae(
             window_frames=window,
             max_tiles=tiles,
             max_batch=batch,
-            max_duration_s=max_duration_s,
+            max_duration_s=_LONGEST_S,
             offload=offload,
             on_card=on_card,
         )
@@ -78,17 +109,17 @@ def plan_vae(
             variant=model.variant,
             dtype=dtype,
             offload=offload,
-            max_duration_s=max_duration_s,
+            max_duration_s=_LONGEST_S,
             max_batch=batch,
             window_frames=window,
             max_tiles=tiles,
             budget_bytes=budget_bytes,
             need=need,
             given_up=(
-                *instead("window_frames", window_frames, window),
-                *instead("calls at once", max_batch, batch),
-                *instead("tiles at once", max_tiles, tiles),
-                *offloaded(offloads[0], offload),
+                *(() if window_frames == "auto" else _instead("window_frames", window_frames, window)),
+                *_instead("calls at once", max_batch, batch),
+                *(() if max_tiles == "auto" else _instead("tiles at once", max_tiles, tiles)),
+                *_offloaded(offloads[0], offload),
             ),
         )
 
@@ -97,27 +128,23 @@ def plan_vae(
 
 def plan_lm(
     models: Sequence[LmModel],
+    card: Card,
     *,
     budget_bytes: int,
     dtype: str,
-    engine: str,
-    max_batch: int = 8,
-    max_duration_s: int = 600,
-    on_card: bool,
+    engine: EngineName,
+    max_batch: int | None = None,
+    max_duration_s: int | None = None,
 ) -> Plan:
     """Plan one of several planners, the first that fits; raises DoesNotFitError."""
-    options = product(models, _down(max_duration_s, _DURATIONS_S), _halves(max_batch))
+    on_card = card.capability is not None
+    limits = tier_of(card.memory_gib).with_lm if on_card else None
+    longest_s, most = _limit(limits, max_duration_s, max_batch)
+    options = product(models, _down(longest_s, DURATIONS_S), _halves(most))
 
     def plan(option: tuple[LmModel, int, int]) -> Plan:
         model, duration_s, batch = option
-        need = need_lm(
-            model,
-            dtype=dtype,
-            max_batch=batch,
-            max_duration_s=duration_s,
-            on_card=on_card,
-            judges=engine == "torch",
-        )
+        need = need_lm(model, dtype=dtype, max_batch=batch, max_duration_s=duration_s, on_card=on_card, engine=engine)
         return Plan(
             service="lm",
             variant=model.variant,
@@ -128,9 +155,9 @@ def plan_lm(
             budget_bytes=budget_bytes,
             need=need,
             given_up=(
-                *instead("language model", models[0].variant, model.variant),
-                *instead("longest song in seconds", max_duration_s, duration_s),
-                *instead("songs at once", max_batch, batch),
+                *_instead("language model", models[0].variant, model.variant),
+                *_instead("longest song in seconds", max_duration_s or longest_s, duration_s),
+                *_instead("songs at once", max_batch or most, batch),
             ),
         )
 
@@ -139,33 +166,42 @@ def plan_lm(
 
 def plan_dit(
     models: Sequence[DitModel],
+    card: Card,
     *,
     budget_bytes: int,
     dtype: str,
-    quantizations: Sequence[Quantization] = ("none", "int8"),
-    offloads: Sequence[Offload] = OFFLOADS,
-    max_batch: int = 8,
-    max_duration_s: int = 600,
+    quantization: AskedQuantization = "auto",
+    offload: AskedOffload = "auto",
+    has_torchao: bool = True,
+    max_batch: int | None = None,
+    max_duration_s: int | None = None,
     max_tokens: int = _TOKENS[0],
-    on_card: bool,
 ) -> Plan:
-    """Plan one of several diffusion models, the first that fits; raises DoesNotFitError."""
+    """Plan one of several diffusion models, the first that fits; raises DoesNotFitError.
+
+    It does not know of a planner beside it: a song that brings its codes may be as long as songs are without one.
+    """
+    on_card = card.capability is not None
+    limits = tier_of(card.memory_gib).without_lm if on_card else None
+    longest_s, most = _limit(limits, max_duration_s, max_batch)
+    quantizations = _quantizations(quantization, card, has_torchao=has_torchao)
+    offloads = _offloads(offload, OFFLOADS, on_card=on_card)
     options = product(
         models,
-        _down(max_duration_s, _DURATIONS_S),
+        _down(longest_s, DURATIONS_S),
         quantizations,
         offloads,
         _down(max_tokens, _TOKENS),
-        _halves(max_batch),
+        _halves(most),
     )
 
     def plan(option: tuple[DitModel, int, Quantization, Offload, int, int]) -> Plan:
-        model, duration_s, quantization, offload, tokens, batch = option
+        model, duration_s, rounded, away, tokens, batch = option
         need = need_dit(
             model,
             dtype=dtype,
-            quantization=quantization,
-            offload=offload,
+            quantization=rounded,
+            offload=away,
             max_batch=batch,
             max_duration_s=duration_s,
             max_tokens=tokens,
@@ -175,24 +211,47 @@ def plan_dit(
             service="dit",
             variant=model.variant,
             dtype=dtype,
-            quantization=quantization,
-            offload=offload,
+            quantization=rounded,
+            offload=away,
             max_duration_s=duration_s,
             max_batch=batch,
             max_tokens=tokens,
             budget_bytes=budget_bytes,
             need=need,
             given_up=(
-                *instead("diffusion model", models[0].variant, model.variant),
-                *instead("longest song in seconds", max_duration_s, duration_s),
-                *instead("quantization", quantizations[0], quantization),
-                *offloaded(offloads[0], offload),
-                *instead("tokens in a step", max_tokens, tokens),
-                *instead("songs at once", max_batch, batch),
+                *_instead("diffusion model", models[0].variant, model.variant),
+                *_instead("longest song in seconds", max_duration_s or longest_s, duration_s),
+                *(("precision: weights of one byte",) if quantization == "auto" and rounded != "none" else ()),
+                *_offloaded(offloads[0], away),
+                *_instead("tokens in a step", max_tokens, tokens),
+                *_instead("songs at once", max_batch or most, batch),
             ),
         )
 
     return _first("dit", map(plan, options), budget_bytes)
+
+
+def _limit(limits: Limits | None, max_duration_s: int | None, max_batch: int | None) -> tuple[int, int]:
+    """Return the longest song in seconds and the most at once: what is asked, within the limits of a card's tier."""
+    most = limits or Limits(max_duration_s=_LONGEST_S, max_batch=MOST_SONGS)
+    if limits is None:
+        return max_duration_s or most.max_duration_s, max_batch or most.max_batch
+    return min(max_duration_s or _LONGEST_S, most.max_duration_s), min(max_batch or MOST_SONGS, most.max_batch)
+
+
+def _quantizations(asked: AskedQuantization, card: Card, *, has_torchao: bool) -> tuple[Quantization, ...]:
+    """Return how weights may be rounded: unasked by torchao alone, first on cards whose tier has it so."""
+    if asked != "auto":
+        return (asked,)
+    if card.capability is None or not has_torchao:
+        return ("none",)
+    return ("int8", "none") if tier_of(card.memory_gib).is_int8 else ("none", "int8")
+
+
+def _offloads(asked: AskedOffload, known: tuple[Offload, ...], *, on_card: bool) -> tuple[Offload, ...]:
+    if not on_card:
+        return ("none",)
+    return known if asked == "auto" else (asked,)
 
 
 def _first(service: Service, plans: Iterable[Plan], budget_bytes: int) -> Plan:
@@ -234,12 +293,12 @@ def _halves(asked: int) -> Iterator[int]:
         asked //= 2
 
 
-def instead(what: str, asked: str | int, given: str | int) -> tuple[str, ...]:
+def _instead(what: str, asked: str | int, given: str | int) -> tuple[str, ...]:
     """Say what was given instead of what was asked, if it was."""
     return () if asked == given else (f"{what}: {asked} asked, {given} fits",)
 
 
-def offloaded(asked: Offload, given: Offload) -> tuple[str, ...]:
+def _offloaded(asked: Offload, given: Offload) -> tuple[str, ...]:
     """Say what offloading costs, if it was not asked for."""
     words = {"model": "networks leave the card when they are idle", "layer": "layers come to the card one by one"}
     return () if asked == given else (f"speed: {words[given]}",)

@@ -29,12 +29,11 @@ class Tier:
     is_vllm: bool
     with_lm: Limits
     without_lm: Limits
-    is_offloaded: bool
     is_int8: bool
 
-    def limits(self, lm: LmSize | None) -> Limits:
+    def limits(self, *, is_planned: bool) -> Limits:
         """Return the limits beside a language model, or without one."""
-        return self.without_lm if lm is None else self.with_lm
+        return self.with_lm if is_planned else self.without_lm
 
 
 def _tier(
@@ -59,7 +58,6 @@ def _tier(
         is_vllm=is_vllm,
         with_lm=with_lm,
         without_lm=without_lm,
-        is_offloaded=is_small,
         is_int8=is_small,
     )
 

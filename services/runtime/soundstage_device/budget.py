@@ -9,36 +9,44 @@ import torch
 
 from soundstage_budget.need import context_bytes
 from soundstage_budget.plan import DoesNotFitError, size
+from soundstage_device.device import describe_card
 from soundstage_runtime.memory import parse_memory
 
 _log = structlog.stdlib.get_logger()
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Return how much memory a device has; a CPU's is the machine's."""
+def memory_bytes(device: torch.device, max_vram_gib: float | None = None) -> int:
+    """Return how much memory a device has, of a card no more than so much; a CPU's is the machine's."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return describe_card(device, max_vram_gib).memory_bytes
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def pin_budget(gpu_memory: str, device: torch.device) -> int | None:
-    """Return the bytes that a setting means of a device, and have torch refuse more; None for no budget.
+def read_budget(gpu_memory: str, device: torch.device, max_vram_gib: float | None = None) -> int | None:
+    """Return the bytes that a setting means of a device; None for no budget.
+
+    A card that is made smaller is a budget by itself. Nothing is put on the device, not even a context.
+    """
+    if gpu_memory:
+        return parse_memory(gpu_memory).of(memory_bytes(device, max_vram_gib))
+    return memory_bytes(device, max_vram_gib) if max_vram_gib is not None and device.type == "cuda" else None
+
+
+def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
+    """Have torch refuse more of a card than a budget; a CPU's is kept to by admission alone.
 
     To be called before anything is loaded. Raises DoesNotFitError when another process has taken what it would need.
     """
-    if not gpu_memory:
-        return None
+    if budget_bytes is None or device.type != "cuda":
+        return
     total = memory_bytes(device)
-    budget = parse_memory(gpu_memory).of(total)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] + context_bytes(on_card=True)  # ours is taken by now
-        if budget > free:
-            raise DoesNotFitError(
-                f"gpu_memory is {gpu_memory}, {size(budget)}, but other processes have left {size(free)} of the card's "
-                f"{size(total)}; end some, or give at most that"
-            )
-        torch.cuda.set_per_process_memory_fraction(max(0.0, budget - context_bytes(on_card=True)) / total, device)
-    return budget
+    free = torch.cuda.mem_get_info(device)[0] + context_bytes(on_card=True)  # ours is taken by now
+    if budget_bytes > free:
+        raise DoesNotFitError(
+            f"gpu_memory is {size(budget_bytes)}, but other processes have left {size(free)} of the card's "
+            f"{size(total)}; end some, or give at most that"
+        )
+    torch.cuda.set_per_process_memory_fraction(max(0.0, budget_bytes - context_bytes(on_card=True)) / total, device)
 
 
 def free_bytes(device: torch.device, budget_bytes: int | None) -> float:

@@ -58,14 +58,15 @@ def choose_among(
     return torch.device("cpu")
 
 
-def describe_card(device: torch.device) -> Card:
-    """Return what there is to know of a device."""
+def describe_card(device: torch.device, max_vram_gib: float | None = None) -> Card:
+    """Return what there is to know of a device, as if a card had no more than so much memory."""
     if device.type != "cuda":
         return Card()
     found = torch.cuda.get_device_properties(device)
+    memory_gib = found.total_memory / GIB
     return Card(
         name=found.name,
-        memory_gib=found.total_memory / GIB,
+        memory_gib=memory_gib if max_vram_gib is None else min(memory_gib, max_vram_gib),
         capability=(found.major, found.minor),
         is_rocm=torch.version.hip is not None,
     )

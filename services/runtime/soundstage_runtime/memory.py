@@ -22,6 +22,19 @@ class Memory:
         return min(self.size_bytes or 0, total_bytes)
 
 
+def parse_vram(text: str) -> float | None:
+    """Read the GB that a card is made smaller to; None for an empty text. Raises ValueError saying what would do."""
+    if not text.strip():
+        return None
+    try:
+        memory_gib = float(text)
+    except ValueError:
+        memory_gib = 0.0
+    if not 0 < memory_gib < 1000:
+        raise ValueError("must be a number of GB, as 8")
+    return memory_gib
+
+
 def parse_memory(text: str) -> Memory:
     """Read "6GiB", "512 MiB", "6GB" or a fraction such as "0.5"; raises ValueError saying what would do."""
     found = _AMOUNT.fullmatch(text.strip())

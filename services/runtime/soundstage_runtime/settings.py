@@ -2,19 +2,23 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings
 
 from soundstage_runtime.logs import LogFormat, LogLevel
-from soundstage_runtime.memory import parse_memory
+from soundstage_runtime.memory import parse_memory, parse_vram
 
 
 def _check_memory(text: str) -> str:
     if text:
         parse_memory(text)
     return text
+
+
+def _read_vram(value: object) -> object:
+    return parse_vram(value) if isinstance(value, str) else value
 
 
 class ServerSettings(BaseSettings):
@@ -41,8 +45,17 @@ class StageSettings(ServerSettings):
     gpu_memory: Annotated[str, AfterValidator(_check_memory)] = Field(
         "", description="memory to stay within: a size as 6GiB, or a fraction of the device; empty for no limit"
     )
+    max_cuda_vram: Annotated[float | None, BeforeValidator(_read_vram)] = Field(
+        None,
+        validation_alias="MAX_CUDA_VRAM",
+        description="GB that the card has at most, as if it were a smaller one; empty for all of it",
+    )
     max_in_flight: int = Field(8, ge=1, description="calls worked on at once")
     max_waiting: int = Field(64, ge=0, description="calls that may wait their turn; more are refused")
+
+    def asked(self, name: str) -> Any:
+        """Return a setting that somebody chose, and None for one that is left at its default."""
+        return getattr(self, name) if name in self.model_fields_set else None
 
 
 S = TypeVar("S", bound=ServerSettings)
@@ -62,6 +75,9 @@ def load_settings(settings: type[S], arguments: Sequence[str] | None = None) -> 
         for bad in error.errors():
             field = str(bad["loc"][0]) if bad["loc"] else "settings"
             held = "is not set" if bad["type"] == "missing" else f"is {bad['input']!r}"
-            flag = "--" + field.replace("_", "-")
-            print(f"{prefix}{field.upper()} (or {flag}) {held}: {bad['msg']}", file=sys.stderr)
+            # One with an alias is called that, whatever the process.
+            has_alias = any(known.validation_alias == field for known in settings.model_fields.values())
+            variable = field if has_alias else prefix + field.upper()
+            flag = "--" + field.lower().replace("_", "-")
+            print(f"{variable} (or {flag}) {held}: {bad['msg']}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,7 @@ import pytest
 from soundstage_budget.cards import CARDS, Card, find_card
 from soundstage_budget.deployment import Wishes, deploy
 from soundstage_budget.larger_card import describe_next
+from soundstage_budget.single_card import Terms
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,7 @@ from soundstage_budget.larger_card import describe_next
         (find_card("GTX 1650"), "a card of 6 GB would have the 0.6B language model"),
         (Card(name="no more than 4", memory_gib=4, capability=(8, 0)), "a card of 6 GB would have the 0.6B"),
         (find_card("RTX 3050"), "a card of 12 GB would have the 1.7B language model, the XL models, 2 songs at once"),
-        (find_card("RTX 3080"), "a card of 12 GB would have the 1.7B language model, the XL models, 2 songs at once"),
+        (find_card("RTX 3080"), "a card of 12 GB would have the 1.7B language model, the XL models"),
         (find_card("Tesla T4"), "a card of 20 GB would have 4 songs at once, weights in full"),
         (find_card("A10"), "a card of 32 GB would have the 4B language model, songs of 10 minutes"),
         (find_card("RTX 4090"), "a card of 32 GB would have 8 songs at once"),
@@ -35,5 +36,5 @@ def test_of_a_card_that_can_all_nothing_is_said() -> None:
 
 
 def test_a_wish_is_taken_to_the_larger_card() -> None:
-    wishes = Wishes(lm="none", max_batch=1)
+    wishes = Wishes(lm="none", terms=Terms(max_batch=1))
     assert describe_next(deploy(find_card("RTX 3050"), wishes), wishes) == "a card of 12 GB would have the XL models"

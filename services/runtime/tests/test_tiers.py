@@ -10,7 +10,7 @@ ALL = ("0.6B", "1.7B", "4B")
 
 
 @pytest.mark.parametrize(
-    ("memory_gib", "name", "has_xl", "lms", "default", "is_vllm", "minutes", "batch", "is_offloaded"),
+    ("memory_gib", "name", "has_xl", "lms", "default", "is_vllm", "minutes", "batch", "is_int8"),
     [
         (0, "1", False, (), None, False, (4, 6), (1, 1), True),
         (3, "1", False, (), None, False, (4, 6), (1, 1), True),
@@ -36,7 +36,7 @@ def test_every_row_of_the_guide(
     is_vllm: bool,
     minutes: tuple[int, int],
     batch: tuple[int, int],
-    is_offloaded: bool,
+    is_int8: bool,
 ) -> None:
     tier = tier_of(memory_gib)
     assert (tier.name, tier.has_xl, tier.lm_sizes, tier.default_lm, tier.is_vllm) == (
@@ -46,10 +46,10 @@ def test_every_row_of_the_guide(
         default,
         is_vllm,
     )
-    limits = [tier.limits("0.6B"), tier.limits(None)]
+    limits = [tier.limits(is_planned=True), tier.limits(is_planned=False)]
     assert tuple(limit.max_duration_s for limit in limits) == tuple(60 * count for count in minutes)
     assert tuple(limit.max_batch for limit in limits) == batch
-    assert (tier.is_offloaded, tier.is_int8) == (is_offloaded, is_offloaded)
+    assert tier.is_int8 == is_int8
 
 
 @given(st.floats(0, 200), st.floats(0, 200))

@@ -9,7 +9,7 @@ from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_budget.engine_choice import can_compile
 from soundstage_budget.models import BYTES, VaeModel
 from soundstage_budget.need import tile_bytes
-from soundstage_device.budget import pin_budget
+from soundstage_device.budget import pin_budget, read_budget
 from soundstage_device.device import choose_device, choose_dtype, describe_card, dtype_name
 from soundstage_device.worker import DeviceWorker
 from soundstage_runtime.admission import Admission
@@ -36,12 +36,21 @@ async def main(settings: VaeSettings) -> None:
     # bfloat16 has fewer bits than 16-bit audio, so it is never chosen unasked.
     dtype = choose_dtype("float32" if settings.dtype == "auto" else settings.dtype, device)
     folder = locate(settings.model)
-    size, budget_bytes = read_size(folder), pin_budget(settings.gpu_memory, device)
+    size, card = read_size(folder), describe_card(device, settings.max_cuda_vram)
+    budget_bytes = read_budget(settings.gpu_memory, device, settings.max_cuda_vram)
+    pin_budget(budget_bytes, device)
     if budget_bytes is not None:
-        settings = fit(settings, size, budget_bytes, dtype=dtype_name(dtype), on_card=device.type != "cpu")
+        settings = fit(settings, size, budget_bytes, dtype=dtype_name(dtype), card=card)
     worker = DeviceWorker("vae")
-    codec = await worker.run(Codec, folder, device=device, dtype=dtype, last_layers_fp32=settings.last_layers_fp32)
-    if settings.compile and can_compile(describe_card(device)):
+    codec = await worker.run(
+        Codec,
+        folder,
+        device=device,
+        dtype=dtype,
+        last_layers_fp32=settings.last_layers_fp32,
+        is_offloaded=settings.offload == "model" and device.type != "cpu",
+    )
+    if settings.compile and can_compile(card):
         await worker.run(codec.compile_snakes)
     windows, max_batch = await worker.run(plan, codec, size, settings)
     model = StageModel(

@@ -19,10 +19,17 @@ class VaeSettings(StageSettings):
         32, ge=32, le=2048, description="latent frames of a song's first window; later ones double up to window_frames"
     )
     window_frames: Literal["auto"] | Annotated[int, Field(ge=32, le=2048)] = Field(
-        "auto", description="latent frames computed at once: more cost less in all; auto is 64 on a CPU, else what fits"
+        "auto",
+        description="latent frames computed at once: more cost less in all; auto is 64 on a CPU, else what fits, up to "
+        "1536",
     )
     max_batch_tiles: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         "auto", description="tiles of several songs computed at once, where it is exact; auto is 1 on a CPU, else 4"
+    )
+    offload: Literal["auto", "none", "model"] = Field(
+        "auto",
+        description="what waits in the CPU's memory until it is used: none, or model for both halves, one on the card "
+        "at a time; auto is none, or what gpu_memory asks for. On a CPU nothing does",
     )
     last_layers_fp32: bool = Field(
         False, description="let the decoder's last layers work in float32 whatever the dtype"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from soundstage_budget.cards import Card
 from soundstage_budget.checkpoint_size import count_parameters, file_bytes
 from soundstage_budget.models import VaeModel
 from soundstage_budget.plan import plan_vae
@@ -10,7 +11,6 @@ from soundstage_device.budget import tell_given_up
 from soundstage_runtime.checkpoint import CheckpointError, read_json
 from soundstage_vae.settings import VaeSettings
 
-_WINDOW: Final = 64  # where none is asked for
 _STEPS_PER_FRAME: Final = (240, 60, 10, 1)  # of the layers below an eighth of the sample rate
 
 
@@ -37,21 +37,21 @@ def read_size(folder: Path) -> VaeModel:
         raise CheckpointError(f"{folder}/config.json lacks a usable {error}") from error
 
 
-def fit(settings: VaeSettings, size: VaeModel, budget_bytes: int, *, dtype: str, on_card: bool) -> VaeSettings:
-    """Return settings lowered to what fits a budget; raises DoesNotFitError when not even the shortest tile does."""
-    window, batch = settings.window_frames, settings.max_batch_tiles
+def fit(settings: VaeSettings, size: VaeModel, budget_bytes: int, *, dtype: str, card: Card) -> VaeSettings:
+    """Return settings that fit a budget; raises DoesNotFitError when not even the shortest tile does."""
     plan = plan_vae(
         size,
+        card,
         budget_bytes=budget_bytes,
         dtype=dtype,
-        window_frames=_WINDOW if window == "auto" else window,
-        max_tiles=1 if batch == "auto" else batch,
+        offload=settings.offload,
+        window_frames=settings.window_frames,
+        max_tiles=settings.max_batch_tiles,
         max_batch=settings.max_in_flight,
-        offloads=("none",),
-        on_card=on_card,
     )
     tell_given_up(plan.given_up)
     lowered = {
+        "offload": plan.offload,
         "window_frames": plan.window_frames,
         "first_window_frames": min(settings.first_window_frames, plan.window_frames),
         "max_batch_tiles": plan.max_tiles,

@@ -11,6 +11,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from soundstage_budget.engine_choice import DtypeChoice
+from soundstage_budget.need import BATCHED_TOKENS
 from soundstage_lm.brief import Metadata, Sampling
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.prompts import Control, codes_prompt, unguided_prompt
@@ -101,7 +102,8 @@ def arguments(options: VllmOptions) -> AsyncEngineArgs:
         generation_config="vllm",
         dtype=options.dtype,
         max_model_len=longest,
-        max_num_batched_tokens=2 * longest,
+        # Both prompts of a text in one step; where memory is planned, as long as the plan says.
+        max_num_batched_tokens=min(2 * longest, BATCHED_TOKENS) if options.memory_share else 2 * longest,
         max_num_seqs=2 * options.max_texts,
         block_size=_PAGE,
         kv_cache_memory_bytes=options.kv_cache_bytes,
