@@ -84,3 +84,36 @@ def test_a_budget_that_is_neither_is_told_with_what_would_do(capsys: pytest.Capt
     with pytest.raises(SystemExit):
         load_settings(StageSettings, ["--model", "clay", "--gpu-memory", "plenty"])
     assert "GPU_MEMORY (or --gpu-memory) is 'plenty': Value error, 'plenty' is no amount" in capsys.readouterr().err
+
+
+class OvenSettings(StageSettings):
+    """Settings of a stage that exists in this test alone."""
+
+    model_config = SettingsConfigDict(env_prefix="SOUNDSTAGE_OVEN_")
+
+
+def test_a_card_is_made_smaller_by_a_variable_that_all_stages_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, expected in (("8", 8.0), ("15.5", 15.5), ("", None)):
+        monkeypatch.setenv("MAX_CUDA_VRAM", text)
+        assert load_settings(OvenSettings, ["--model", "clay"]).max_cuda_vram == expected
+    assert load_settings(OvenSettings, ["--model", "clay", "--max-cuda-vram", "6"]).max_cuda_vram == 6
+
+
+@pytest.mark.parametrize("text", ["much", "0", "-8", "nan", "8GB"])
+def test_a_size_of_a_card_that_is_none_is_told_by_the_variables_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    monkeypatch.setenv("MAX_CUDA_VRAM", text)
+    with pytest.raises(SystemExit) as caught:
+        load_settings(OvenSettings, ["--model", "clay"])
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert f"MAX_CUDA_VRAM (or --max-cuda-vram) is {text!r}: Value error, must be a number of GB, as 8" in told
+    assert "OVEN" not in told
+
+
+def test_what_is_left_at_its_default_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings(OvenSettings, ["--model", "clay"]).asked("max_in_flight") is None
+    assert load_settings(OvenSettings, ["--model", "clay", "--max-in-flight", "8"]).asked("max_in_flight") == 8
+    monkeypatch.setenv("SOUNDSTAGE_OVEN_MAX_IN_FLIGHT", "8")
+    assert load_settings(OvenSettings, ["--model", "clay"]).asked("max_in_flight") == 8
