@@ -2,12 +2,13 @@
 
 import os
 from functools import partial
+from typing import Final
 
 from soundstage.stage.v1.stage_service_pb2 import StageModel
 from soundstage_budget.installed import find_installed
 from soundstage_device.budget import free_bytes, pin_budget, read_budget
 from soundstage_device.device import choose_device, choose_dtype, describe_card, dtype_name
-from soundstage_device.worker import DeviceWorker
+from soundstage_device.worker import DeviceWorker, loading
 from soundstage_dit.adapters import Adapters
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.models import find, load_models
@@ -17,6 +18,8 @@ from soundstage_dit.size import fit, read_size
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
+
+_REMEDIES: Final = "more gpu_memory would do, or offload model or layer, or quantization int8"
 
 
 async def main(settings: DitSettings) -> None:
@@ -38,7 +41,8 @@ async def main(settings: DitSettings) -> None:
         # Else a CPU's memory fills with kernels: songs have any length, and each is made for one.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     worker = DeviceWorker("dit")
-    models, residence = await worker.run(load_models, settings, device, dtype)
+    with loading(_REMEDIES):
+        models, residence = await worker.run(load_models, settings, device, dtype)
     cards = [
         StageModel(
             name=model.name,

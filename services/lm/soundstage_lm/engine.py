@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import torch
@@ -15,6 +15,7 @@ from soundstage_budget.installed import find_vllm
 from soundstage_budget.need import song_tokens
 from soundstage_device.budget import memory_bytes, pin_budget, read_budget
 from soundstage_device.device import choose_device, describe_card
+from soundstage_device.worker import loading
 from soundstage_lm.composer import Composer
 from soundstage_lm.grammar import Grammar
 from soundstage_lm.scoring import Judge
@@ -27,6 +28,7 @@ from soundstage_lm.writer import Writer
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.worker import Worker
 
+_REMEDIES: Final = "more gpu_memory would do, or less kv_cache_gb, or a smaller planner"
 _log = structlog.get_logger()
 
 
@@ -57,7 +59,7 @@ class _Engine:
 async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     """Load the planner that the settings name, on the engine that fits the device and within its memory.
 
-    Raises CheckpointError, DeviceError and DoesNotFitError.
+    Raises CheckpointError, DeviceError, DoesNotFitError and LoadMemoryError.
     """
     folder = locate(settings.model)
     hashed = begin_fingerprint(folder)
@@ -97,11 +99,13 @@ async def load_composer(settings: LmSettings, worker: Worker) -> Loaded:
     if engine is None:
         # Not before: beside vLLM's process, this one has nothing on the card.
         pin_budget(budget_bytes, device)
-        checkpoint = await worker.run(
-            load_checkpoint, folder, device=device, dtype=getattr(torch, dtype), outline=outline, packed=True
-        )
+        with loading(_REMEDIES):
+            checkpoint = await worker.run(
+                load_checkpoint, folder, device=device, dtype=getattr(torch, dtype), outline=outline, packed=True
+            )
+            writer = TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb)
         engine = _Engine(
-            writer=TorchWriter(checkpoint, worker, grammar, kv_cache_gb=settings.kv_cache_gb),
+            writer=writer,
             max_tokens=outline.config.max_position_embeddings,
             judge=TorchJudge(
                 checkpoint, worker, max_tokens=None if budget_bytes is None else song_tokens(settings.max_duration_s)

@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, Protocol
@@ -19,6 +18,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from soundstage_device.shortage import is_out_of_memory
 from soundstage_device.worker import DeviceMemoryError
 from soundstage_lm.model.cache import Span
 from soundstage_lm.model.head import Head
@@ -290,8 +290,11 @@ class TorchWriter:
 
     def _read(self, spans: Sequence[Span]) -> list[Tensor | None]:
         """Read spans, in halves where they are too long for the memory; None where not one token can be read."""
-        with suppress(torch.OutOfMemoryError):
+        try:
             return list(self._model.read(self._cache, spans))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
         # The error has been let go, and with it the tensors of its frames.
         torch.cuda.empty_cache()
         tokens = sum(len(span.tokens) for span in spans)

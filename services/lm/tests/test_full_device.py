@@ -29,6 +29,7 @@ class Small:
 
     def __init__(self, model: Qwen3, *, room: int, reach: int) -> None:
         self._model, self.room, self.reach = model, room, reach
+        self.error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         self.sizes: list[int] = []  # of all attempts, in tokens
 
     def __getattr__(self, name: str) -> Any:
@@ -38,7 +39,7 @@ class Small:
         self.sizes.append(sum(len(span.tokens) for span in spans))
         hidden = self._model.read(cache, spans)  # so that what a failed attempt leaves behind is there
         if self.sizes[-1] > self.room or any(span.end > self.reach for span in spans):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise self.error
         return hidden
 
 
@@ -86,6 +87,16 @@ async def test_a_piece_without_room_is_read_in_parts(
     with on_small_device(checkpoint, byte_grammar, room=room) as (model, small):
         assert await write(small, text) == expected
     assert sum(size for size in model.sizes if size <= room) == sum(len(prompt) + 8 for prompt in text.prompts)
+
+
+async def test_the_libraries_below_torch_are_understood_too(
+    checkpoint: Checkpoint, byte_grammar: Grammar, writer: TorchWriter
+) -> None:
+    text = make_text(1, Sampling(), count=9)
+    expected = await write(writer, text)
+    with on_small_device(checkpoint, byte_grammar, room=90) as (model, small):
+        model.error = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        assert await write(small, text) == expected
 
 
 @pytest.mark.parametrize("lengths", [(300, 20), (95, 5)], ids=["in its prompts", "as it begins to write"])

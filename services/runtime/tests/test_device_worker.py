@@ -7,7 +7,8 @@ import grpc
 import pytest
 import torch
 
-from soundstage_device.worker import DeviceMemoryError, DeviceWorker
+from soundstage_device.worker import DeviceMemoryError, DeviceWorker, LoadMemoryError, loading
+from soundstage_runtime.errors import StartError
 
 
 class Greedy:
@@ -35,6 +36,48 @@ async def test_running_out_of_memory_is_a_refusal_and_the_worker_lives() -> None
     gc.collect()
     assert work.tensors[0]() is None
     assert await worker.run(work, 1000) == 1000
+    worker.close()
+
+
+def fail_by(error: Exception) -> None:
+    raise error
+
+
+SHORTAGES = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: f"{type(error).__name__} {error}"[:50])
+async def test_no_memory_is_told_by_many_and_answered_alike(error: Exception) -> None:
+    worker = DeviceWorker("test")
+    with pytest.raises(DeviceMemoryError):
+        await worker.run(fail_by, error)
+    words = "not enough memory to load and begin: a larger card would do"
+    with pytest.raises(LoadMemoryError, match=words), loading("a larger card would do"):
+        raise error
+    worker.close()
+
+
+async def test_no_memory_at_the_start_ends_it_with_what_would_do() -> None:
+    worker = DeviceWorker("test")
+    with pytest.raises(StartError, match="more gpu_memory would do"), loading("more gpu_memory would do"):
+        await worker.run(fail_by, MemoryError())
+    with pytest.raises(ValueError, match="invalid literal"), loading("nothing"):
+        await worker.run(int, "seven")
+    worker.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the device is on fire"), KeyError("can't allocate memory")])
+async def test_what_only_looks_like_it_is_not_taken_for_it(error: Exception) -> None:
+    worker = DeviceWorker("test")
+    with pytest.raises(type(error)):
+        await worker.run(fail_by, error)
     worker.close()
 
 

@@ -11,7 +11,7 @@ from soundstage_budget.models import BYTES, VaeModel
 from soundstage_budget.need import tile_bytes
 from soundstage_device.budget import pin_budget, read_budget
 from soundstage_device.device import choose_device, choose_dtype, describe_card, dtype_name
-from soundstage_device.worker import DeviceWorker
+from soundstage_device.worker import DeviceWorker, loading
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.process import run
@@ -25,6 +25,7 @@ from soundstage_vae.settings import VaeSettings
 from soundstage_vae.size import fit, read_size
 from soundstage_vae.tiling import window_lengths
 
+_REMEDIES: Final = "more gpu_memory would do, or offload model, or a smaller window_frames"
 _CPU_WINDOW: Final = 64
 _CPU_BATCH: Final = 1
 _CUDA_BATCH: Final = 4
@@ -42,17 +43,18 @@ async def main(settings: VaeSettings) -> None:
     if budget_bytes is not None:
         settings = fit(settings, size, budget_bytes, dtype=dtype_name(dtype), card=card)
     worker = DeviceWorker("vae")
-    codec = await worker.run(
-        Codec,
-        folder,
-        device=device,
-        dtype=dtype,
-        last_layers_fp32=settings.last_layers_fp32,
-        is_offloaded=settings.offload == "model" and device.type != "cpu",
-    )
-    if settings.compile and can_compile(card):
-        await worker.run(codec.compile_snakes)
-    windows, max_batch = await worker.run(plan, codec, size, settings)
+    with loading(_REMEDIES):
+        codec = await worker.run(
+            Codec,
+            folder,
+            device=device,
+            dtype=dtype,
+            last_layers_fp32=settings.last_layers_fp32,
+            is_offloaded=settings.offload == "model" and device.type != "cpu",
+        )
+        if settings.compile and can_compile(card):
+            await worker.run(codec.compile_snakes)
+        windows, max_batch = await worker.run(plan, codec, size, settings)
     model = StageModel(
         name=Path(settings.model).name,
         variant="oobleck",

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 import structlog
-import torch
 
+from soundstage_device.shortage import is_out_of_memory
 from soundstage_device.worker import DeviceMemoryError
 
 WINDOWS: Final = (64, 128, 256, 512, 1024, 1536)
@@ -29,7 +29,7 @@ def first_that_fits(attempts: Iterable[tuple[str, Callable[[], T]]], *, relieve:
     for name, attempt in attempts:
         try:
             return attempt()
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler: the error has been let go, and with it the tensors of the attempt.
@@ -38,8 +38,3 @@ def first_that_fits(attempts: Iterable[tuple[str, Callable[[], T]]], *, relieve:
     raise DeviceMemoryError(
         f"{what} does not fit in memory, whatever was tried; a smaller window_frames of the codec would do"
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error is a device's or the host's that has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
