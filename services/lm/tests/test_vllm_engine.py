@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from soundstage_budget.need import BATCHED_TOKENS
 from soundstage_lm.brief import Brief, Metadata, Sampling
 from soundstage_lm.composer import Composer
 from soundstage_lm.engine import load_composer
@@ -237,6 +238,28 @@ async def test_a_text_that_could_never_fit_is_refused_in_front(vllm: VllmWriter)
             await collect(vllm.write(text))
         assert [violation.field for violation in error.value.violations] == ["lyrics"]
     await assert_all_memory_is_free(vllm)
+
+
+async def test_within_a_budget_a_step_reads_no_more_than_was_planned(
+    options: VllmOptions, tokenizer: PlannerTokenizer, byte_grammar: Grammar, reference: Reference
+) -> None:
+    from soundstage_lm.vllm_engine.start import arguments, start_writer
+
+    planned = replace(options, memory_share=0.1)
+    assert arguments(options).max_num_batched_tokens == 2 * 8192
+    assert arguments(planned).max_num_batched_tokens == BATCHED_TOKENS < 8192
+    writer = await start_writer(planned, tokenizer, byte_grammar)
+    try:
+        assert writer.max_tokens == 8192
+        prompt = tuple(random.Random(1).randrange(256) for _ in range(BATCHED_TOKENS))
+        half = BATCHED_TOKENS // 2
+        texts = [replace(codes_text(n, count=5), prompts=(prompt[: half + n], prompt[: half - n])) for n in range(3)]
+        found = await asyncio.gather(*(collect(writer.write(text)) for text in texts))
+        assert found == [reference.write(text, 5) for text in texts]
+        with pytest.raises(InvalidRequestError, match="the engine holds"):
+            await collect(writer.write(replace(texts[0], prompts=(prompt[: half + 1], prompt[:half]))))
+    finally:
+        writer.close()
 
 
 async def test_an_empty_text_is_whole_at_once(vllm: VllmWriter) -> None:

@@ -136,7 +136,10 @@ class VllmWriter:
         num_prompt_tokens = sum(map(len, text.prompts))
         if max(lengths) > self.max_tokens or pages > self._num_pages or num_prompt_tokens > self._max_prompts:
             held = f"need {sum(lengths)} tokens of memory with their answer, {max(lengths)} of them in one piece"
-            room = f"the engine holds {self._num_pages * self._page}, and {self.max_tokens} in one piece"
+            room = (
+                f"the engine holds {self._num_pages * self._page}, {self.max_tokens} in one piece, and "
+                f"{self._max_prompts} of prompts"
+            )
             raise InvalidRequestError([Violation(field="lyrics", description=f"{held}; {room}")])
 
 
