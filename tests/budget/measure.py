@@ -140,6 +140,7 @@ if __name__ == "__main__":
         "dit-short": lambda: make_dit(512, 2),
         "vae-tiny": lambda: make_vae(8),
         "vae-mid": lambda: make_vae(32),
+        "lm-tiny": lambda: make_lm(128, 2),
         "lm-mid": lambda: make_lm(512, 8),
     }
     with torch.inference_mode():

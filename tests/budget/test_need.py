@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from soundstage_budget.models import TransformerShape, VaeModel
-from soundstage_budget.need import piece_bytes, tile_bytes, token_step_bytes, velocity_bytes
+from soundstage_budget.need import decode_bytes, encode_bytes, piece_bytes, token_step_bytes, velocity_bytes
 
 # Large tensors go back to the system at once, so that what is resident is what is alive.
 ALIVE_ONLY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -52,25 +52,27 @@ def test_a_forward_pass_of_the_diffusion(network: str, width: int, frames: int, 
     assert predicted == pytest.approx(taken, rel=TOLERANCE)
 
 
-def test_a_tile_of_the_codec() -> None:
-    short, long, decoded = measure("vae-mid", (32, 1), (64, 1), (64, 0))
+@pytest.mark.parametrize(("network", "channels", "frames"), [("vae-tiny", 8, 1024), ("vae-mid", 32, 256)])
+def test_a_tile_of_the_codec(network: str, channels: int, frames: int) -> None:
+    short, long, decoded = measure(network, (32, 1), (64, 1), (frames, 0))
     encoder = VaeModel(
-        variant="mid",
+        variant=network,
         encoder_parameters=0,
         decoder_parameters=0,
         largest_tensor=128 * 128 * 20,
         channels=128,
         frame_values=256 * 240,
     )
-    assert tile_bytes(encoder, 32, itemsize=4, on_card=False) == pytest.approx(short, rel=TOLERANCE)
-    assert tile_bytes(encoder, 64, itemsize=4, on_card=False) == pytest.approx(long, rel=TOLERANCE)
-    decoder = replace(encoder, channels=32, frame_values=64 * 240)
-    assert decoded == pytest.approx(tile_bytes(decoder, 64, itemsize=4, on_card=False), rel=2 * TOLERANCE)
+    decoder = replace(encoder, channels=channels, frame_values=2 * channels * 240)
+    assert encode_bytes(encoder, 32, itemsize=4, on_card=False) == pytest.approx(short, rel=TOLERANCE)
+    assert encode_bytes(encoder, 64, itemsize=4, on_card=False) == pytest.approx(long, rel=TOLERANCE)
+    assert decode_bytes(decoder, frames, itemsize=4, on_card=False) == pytest.approx(decoded, rel=TOLERANCE)
 
 
-def test_keys_values_and_steps_of_the_planner() -> None:
-    planner = shape(512, 8, heads=16)
-    few, piece, many = measure("lm-mid", (2, 512, 1), (1, 2048, 128), (4, 2048, 1))
+@pytest.mark.parametrize(("network", "width", "layers"), [("lm-tiny", 128, 2), ("lm-mid", 512, 8)])
+def test_keys_values_and_steps_of_the_planner(network: str, width: int, layers: int) -> None:
+    planner = shape(width, layers, heads=16)
+    few, piece, many = measure(network, (2, 512, 1), (1, 2048, 128), (4, 2048, 1))
     for taken, rows, length, work in (
         (few, 2, 576, token_step_bytes(planner, cached_tokens=2 * 576, itemsize=4)),
         (piece, 1, 2176, piece_bytes(planner, length=2176, piece=128, itemsize=4)),

@@ -77,16 +77,39 @@ def codec_piece_steps(*, on_card: bool) -> int:
 
 
 def tile_bytes(model: VaeModel, window_frames: int, *, tiles: int = 1, itemsize: int, on_card: bool) -> int:
-    """Return what tiles take that are worked on together.
+    """Return what a tile takes that is encoded, or tiles that are decoded together, whichever is more."""
+    return max(
+        encode_bytes(model, window_frames, itemsize=itemsize, on_card=on_card),
+        decode_bytes(model, window_frames, tiles=tiles, itemsize=itemsize, on_card=on_card),
+    )
 
-    That is the layers below audio rate, so many tensors at their widest; or what those give, and a piece at audio rate
+
+def encode_bytes(model: VaeModel, window_frames: int, *, itemsize: int, on_card: bool) -> int:
+    """Return what a tile takes that is encoded."""
+    tensors = 5.1 if itemsize == 4 else 8.0
+    return _pass_bytes(model, window_frames, tensors=tensors, itemsize=itemsize, on_card=on_card) + 5 * MIB
+
+
+def decode_bytes(model: VaeModel, window_frames: int, *, tiles: int = 1, itemsize: int, on_card: bool) -> int:
+    """Return what tiles take that are decoded together."""
+    # A card's convolutions want room of their own; what that is has not been measured.
+    tensors = (5.1 if on_card else 4.0) if itemsize == 4 else 8.0
+    frames = tiles * window_frames
+    return _pass_bytes(model, frames, tiles=tiles, tensors=tensors, itemsize=itemsize, on_card=on_card) + 2 * MIB
+
+
+def _pass_bytes(
+    model: VaeModel, num_frames: int, *, tiles: int = 1, tensors: float, itemsize: int, on_card: bool
+) -> int:
+    """Return what the layers take that work on so many frames.
+
+    That is those below audio rate, so many tensors at their widest; or what those give, and a piece at audio rate
     beside it; or the largest layer's weights once more, which convolutions lay out anew.
     """
-    tensors = 5.1 if itemsize == 4 else 8.0
-    frames = tiles * window_frames * model.frame_values * itemsize
-    samples = tiles * window_frames * SAMPLES_PER_LATENT * 2 * 4
-    piece = tiles * min(codec_piece_steps(on_card=on_card) * 8, window_frames * SAMPLES_PER_LATENT) * model.channels * 4
-    return round(max(tensors * frames, frames + 5.1 * piece + samples, model.largest_tensor * itemsize)) + 5 * MIB
+    frames = num_frames * model.frame_values * itemsize
+    samples = num_frames * SAMPLES_PER_LATENT * 2 * 4
+    piece = min(tiles * codec_piece_steps(on_card=on_card) * 8, num_frames * SAMPLES_PER_LATENT) * model.channels * 4
+    return round(max(tensors * frames, frames + 5.1 * piece + samples, model.largest_tensor * itemsize))
 
 
 def codec_call_bytes(window_frames: int, max_duration_s: int) -> int:

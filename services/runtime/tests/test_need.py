@@ -27,9 +27,7 @@ def test_vllm_is_planned_with_what_it_reads_in_a_step_and_its_graphs(variant: Lm
 
 def test_an_offloaded_codec_has_one_half_on_the_card() -> None:
     whole, half = (
-        need_vae(
-            VAE, dtype="float32", window_frames=64, max_batch=1, max_duration_s=600, offload=offload, on_card=True
-        )
+        need_vae(VAE, dtype="float32", window_frames=64, max_batch=1, max_duration_s=600, offload=offload, on_card=True)
         for offload in ("none", "model")
     )
     assert half.weights == max(VAE.encoder_parameters, VAE.decoder_parameters) * 4
