@@ -1,8 +1,11 @@
 """A process's share of its device's memory: read, and kept to."""
 
+import ctypes
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
 
 import structlog
 import torch
@@ -11,6 +14,9 @@ from soundstage_budget.need import context_bytes
 from soundstage_budget.plan import DoesNotFitError, size
 from soundstage_device.device import describe_card
 from soundstage_runtime.memory import parse_memory
+
+_M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
+_LARGE_BYTES: Final = 1 << 20
 
 _log = structlog.stdlib.get_logger()
 
@@ -33,11 +39,14 @@ def read_budget(gpu_memory: str, device: torch.device, max_vram_gib: float | Non
 
 
 def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
-    """Have torch refuse more of a card than a budget; a CPU's is kept to by admission alone.
+    """Have torch refuse more of a card than a budget; a CPU's is kept to by admission, and by keeping nothing unused.
 
     To be called before anything is loaded. Raises DoesNotFitError when another process has taken what it would need.
     """
-    if budget_bytes is None or device.type != "cuda":
+    if budget_bytes is None:
+        return
+    if device.type != "cuda":
+        _return_what_is_freed()
         return
     total = memory_bytes(device)
     free = torch.cuda.mem_get_info(device)[0] + context_bytes(on_card=True)  # ours is taken by now
@@ -47,6 +56,12 @@ def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
             f"{size(total)}; end some, or give at most that"
         )
     torch.cuda.set_per_process_memory_fraction(max(0.0, budget_bytes - context_bytes(on_card=True)) / total, device)
+
+
+def _return_what_is_freed() -> None:
+    """Have glibc give large tensors back to the system as they go: left to itself it keeps ever larger ones."""
+    with suppress(AttributeError):  # another libc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def free_bytes(device: torch.device, budget_bytes: int | None) -> float:

@@ -1,5 +1,7 @@
 """A process's share of a card: read of what the card is, or is made to be, and kept to by torch."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -31,7 +33,7 @@ class Machine:
         self.fractions: list[float] = []
         self.num_looks = 0
         self.free_bytes = 79 * GIB
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties())
+        monkeypatch.setattr(torch.cuda, "get_device_properties", {CARD: Properties()}.__getitem__)
         monkeypatch.setattr(torch.cuda, "mem_get_info", self._look)
         monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", self._keep)
 
@@ -88,3 +90,32 @@ def test_a_budget_that_others_have_taken_is_refused(machine: Machine) -> None:
     with pytest.raises(DoesNotFitError, match=r"gpu_memory is 8\.00 GiB, but other processes have left 3\.44 GiB"):
         pin_budget(8 * GIB, CARD)
     assert machine.fractions == []
+
+
+HOLES = """
+import sys, torch
+from soundstage_device.budget import pin_budget
+pin_budget(1 << 30 if "pinned" in sys.argv else None, torch.device("cpu"))
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+torch.ones(7 << 20)  # from now on glibc would have tensors of up to this size on its heap
+before, kept = resident(), []
+for _ in range(20):
+    large = torch.ones(3 << 20)
+    kept.append(torch.ones(1 << 10))  # above what goes
+    del large
+    kept.append(torch.ones((3 << 20) + 4096 * len(kept)) if len(kept) % 4 == 0 else None)
+del kept[1::2]
+print(resident() - before)
+"""
+
+
+def taken_by_holes(*arguments: str) -> int:
+    """How many bytes are resident after large tensors have gone, with small ones among them."""
+    done = subprocess.run([sys.executable, "-c", HOLES, *arguments], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def test_on_a_cpu_what_has_gone_leaves_no_holes() -> None:
+    assert taken_by_holes("pinned") < 4 << 20
+    assert taken_by_holes() > 4 << 20
