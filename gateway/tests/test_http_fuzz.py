@@ -33,17 +33,16 @@ HEADERS = st.dictionaries(
     ),
     max_size=2,
 )
-LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
-JSONS = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
-)
+TEXTS = st.one_of(st.text(max_size=20), st.text(st.characters(categories=["Cs"]), min_size=1, max_size=2))
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS)
+JSONS = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3))
 FIELDS = st.sampled_from(
     "caption lyrics instrumental metadata planner diffusion output variants seeds codes task source references "
     "adapters detach model durationS bpm".split()
 )
 BODIES = st.one_of(
     st.binary(max_size=100),
-    st.dictionaries(FIELDS, st.one_of(JSONS, st.dictionaries(FIELDS, JSONS, max_size=3)), max_size=4).map(
+    st.dictionaries(FIELDS | TEXTS, st.one_of(JSONS, st.dictionaries(FIELDS, JSONS, max_size=3)), max_size=4).map(
         lambda found: json.dumps(found).encode()
     ),
 )

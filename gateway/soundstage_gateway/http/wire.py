@@ -34,9 +34,12 @@ async def read_message(request: Request, kind: type[M]) -> M:
         found = json.loads(bytes(body))
         if not isinstance(found, dict):
             raise refusal("body", f"is no JSON object; send a {kind.DESCRIPTOR.name} in protobuf's JSON")
+        json.dumps(found, ensure_ascii=False).encode()  # protobuf takes no half of a surrogate pair, nor says so
         return ParseDict(cast("dict[str, Any]", found), kind())
     except ParseError as error:
         raise refusal("body", f"is no {kind.DESCRIPTOR.name}: {str(error).splitlines()[0][:300]}") from error
+    except UnicodeEncodeError as error:
+        raise refusal("body", f"has \\u{ord(error.object[error.start]):04x}, half of a surrogate pair") from error
     except RecursionError as error:
         raise refusal("body", "is nested too deep; a request is a few levels deep") from error
     except ValueError as error:  # of json and of UTF-8
