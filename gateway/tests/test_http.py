@@ -381,6 +381,40 @@ async def test_events_end_with_the_songs_error(deploy: Deploy) -> None:
     assert json.loads(told[-1]["data"])["error"]["status"] == "UNKNOWN" or "dit" in told[-1]["data"]
 
 
+async def test_a_watcher_too_many_is_told_when_to_come_back(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit"), max_watchers=1) as deployment, client(deployment) as http:
+        path = await create(http)
+        async with http.stream("GET", f"{path}/events") as answer:
+            pieces = answer.aiter_raw()
+            await anext(pieces)
+            refused = await http.get(f"{path}/events")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.json()["error"]["reason"] == "QUEUE_FULL"
+
+
+async def test_a_song_that_waits_for_a_stage_says_when_to_come_back(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit")) as deployment, client(deployment) as http:
+        path = await create(http)
+    async with deploy(late="dit") as deployment, client(deployment) as http:
+        answers = [await http.get(f"{path}/{what}") for what in ("events", "audio.wav")]
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert all(answer.headers["retry-after"] for answer in answers)
+    assert {answer.json()["error"]["reason"] for answer in answers} == {"SONG_WAITS"}
+
+
+async def test_the_head_of_the_events_does_not_wait_for_news(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit")) as deployment, client(deployment) as http:
+        path = await create(http)
+        last = ""
+        async with http.stream("GET", f"{path}/events") as answer:
+            async for line in answer.aiter_lines():
+                last = line.removeprefix("id: ") if line.startswith("id: ") else last
+                if "progress" in line and "STAGE_DIT" in line:
+                    break
+        async with http.stream("GET", f"{path}/events", headers={"Last-Event-ID": last}) as answer:
+            assert (answer.status_code, await anext(answer.aiter_raw())) == (200, b": nothing new\n\n")
+
+
 async def test_a_waveform_draws_itself_while_the_song_is_decoded(deploy: Deploy) -> None:
     vae = Gradual("vae")
     async with deploy(vae) as deployment, client(deployment) as http:

@@ -134,7 +134,7 @@ class Api:
         last = request.headers.get("last-event-id", "")
         if last and not _SEQUENCE.fullmatch(last):
             raise refusal("Last-Event-ID", f"is {last[:40]!r}; give the id of an event that came before")
-        return follow(self._offer.song, kept.name, after=int(last) if last else None)
+        return await follow(self._offer.song, kept.name, after=int(last) if last else None)
 
     async def draw_waveform(self, request: Request) -> Response:
         """GET /v1/songs/{id}/waveform."""
