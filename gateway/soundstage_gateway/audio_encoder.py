@@ -12,6 +12,8 @@ import av
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.packet import Packet
 from numpy.typing import NDArray
 
 from soundstage.type.v1.audio_pb2 import (
@@ -138,57 +140,70 @@ _RECIPES: Final = {
 }
 
 
-class _CodecEncoder:
-    """Encodes with FFmpeg. What is louder than full scale is clipped before a lossy codec hears it."""
+class Track:
+    """Samples in, packets of a container that was opened for them out. What is too loud is clipped before a codec."""
 
-    def __init__(self, audio_format: AudioFormat, frame_count: int) -> None:
+    def __init__(self, container: OutputContainer, audio_format: AudioFormat) -> None:
         recipe = _RECIPES[audio_format.encoding]
-        self.delay_frames = recipe.delay_frames
-        self._format = audio_format
-        self._outlet = _Outlet()
+        self._rate_hz = audio_format.sample_rate_hz
         self._samples = recipe.samples
         if audio_format.encoding == ENCODING_FLAC:
             self._samples = "s32" if audio_format.sample_format == SAMPLE_FORMAT_S24 else "s16"
         self._layout = "stereo" if audio_format.channels == CHANNELS else "mono"
-        options = {"flush_packets": "1", **recipe.options}
-        self._container = av.open(self._outlet, "w", recipe.container, options)
-        weakref.finalize(self, self._container.close)  # FFmpeg's memory would wait for the garbage collector
         # Left free, Opus takes up to twice the bit rate that was asked for.
-        codec_options = {"vbr": "constrained"} if recipe.codec == "libopus" else {}
-        stream = self._container.add_stream(
-            recipe.codec, audio_format.sample_rate_hz, codec_options, layout=self._layout
-        )
+        options = {"vbr": "constrained"} if recipe.codec == "libopus" else {}
+        stream = container.add_stream(recipe.codec, self._rate_hz, options, layout=self._layout)
         self._stream = cast(AudioStream, stream)
         self._stream.format = self._samples
         if audio_format.bit_rate_bps:
             self._stream.bit_rate = audio_format.bit_rate_bps
+        self.num_frames = 0
+
+    def encode(self, samples: NDArray[np.float32]) -> list[Packet]:
+        """Encode the next samples [n, channels]."""
+        if not len(samples):
+            return []
+        frame = AudioFrame.from_ndarray(_arrange(samples, self._samples), self._samples, self._layout)
+        frame.sample_rate, frame.pts = self._rate_hz, self.num_frames
+        frame.time_base = Fraction(1, self._rate_hz)
+        self.num_frames += len(samples)
+        return self._stream.encode(frame)
+
+    def finish(self) -> list[Packet]:
+        """Return what the codec has held back."""
+        return self._stream.encode(None)
+
+
+class _CodecEncoder:
+    """Encodes with FFmpeg."""
+
+    def __init__(self, audio_format: AudioFormat, frame_count: int) -> None:
+        recipe = _RECIPES[audio_format.encoding]
+        self.delay_frames = recipe.delay_frames
+        self._outlet = _Outlet()
+        options = {"flush_packets": "1", **recipe.options}
+        self._container = av.open(self._outlet, "w", recipe.container, options)
+        weakref.finalize(self, self._container.close)  # FFmpeg's memory would wait for the garbage collector
+        self._track = Track(self._container, audio_format)
         self._container.start_encoding()
         if audio_format.encoding == ENCODING_FLAC:
             self._outlet.data = _tell_length(self._outlet.data, frame_count)
         self._ends = deque([0] * (recipe.held_packets + 1), recipe.held_packets + 1)
-        self._fed_frames = self._written_frames = self._told_frames = 0
+        self._written_frames = self._told_frames = 0
 
     def encode(self, samples: NDArray[np.float32]) -> list[Piece]:
-        if len(samples):
-            self._pass_on(self._frame(samples))
-            self._fed_frames += len(samples)
+        self._write(self._track.encode(samples))
         return self._pieces()
 
     def finish(self) -> list[Piece]:
-        self._pass_on(None)
+        self._write(self._track.finish())
         self._container.close()
-        self._written_frames = self._fed_frames
+        self._written_frames = self._track.num_frames
         return self._pieces()
 
-    def _frame(self, samples: NDArray[np.float32]) -> AudioFrame:
-        frame = AudioFrame.from_ndarray(_arrange(samples, self._samples), self._samples, self._layout)
-        frame.sample_rate, frame.pts = self._format.sample_rate_hz, self._fed_frames
-        frame.time_base = Fraction(1, frame.sample_rate)
-        return frame
-
-    def _pass_on(self, frame: AudioFrame | None) -> None:
-        """Encode and write. A packet's time counts from the first frame fed, so its end says how many it completes."""
-        for packet in self._stream.encode(frame):
+    def _write(self, packets: list[Packet]) -> None:
+        """Write packets. A packet's time counts from the first frame fed, so its end says how many it completes."""
+        for packet in packets:
             self._ends.append((packet.pts or 0) + (packet.duration or 0))
             size_bytes = len(self._outlet.data)
             self._container.mux(packet)

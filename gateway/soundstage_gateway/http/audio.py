@@ -2,23 +2,30 @@
 
 import hashlib
 import re
-import struct
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Final
 
-import av
+import numpy as np
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from soundstage.music.v1.song_service_pb2 import OutputOptions, StreamAudioRequest, StreamAudioResponse
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16, SAMPLE_FORMAT_S24
+from soundstage.type.v1.audio_pb2 import (
+    ENCODING_PCM,
+    SAMPLE_FORMAT_F32,
+    SAMPLE_FORMAT_S16,
+    SAMPLE_FORMAT_S24,
+    AudioFormat,
+)
 from soundstage_gateway.audio_format import EXTENSIONS, Output, media_type, read_output
 from soundstage_gateway.http.errors import RangeError, RouteUnknownError
+from soundstage_gateway.http.file import SongFile
 from soundstage_gateway.http.live import LiveResponse
 from soundstage_gateway.http.thread import run_to_end
 from soundstage_gateway.http.wire import NO_CALL, Query
@@ -28,6 +35,7 @@ from soundstage_gateway.shelf import Place, Shelf
 from soundstage_gateway.store import PREFIX
 from soundstage_gateway.studio import Studio
 from soundstage_runtime.errors import InvalidRequestError, Violation
+from soundstage_runtime.wav import write_lengths
 
 _SAMPLE_FORMATS: Final = {"s16": SAMPLE_FORMAT_S16, "s24": SAMPLE_FORMAT_S24, "f32": SAMPLE_FORMAT_F32}
 _FROM_THE_START: Final = re.compile("bytes=0-", re.IGNORECASE)
@@ -35,6 +43,7 @@ _RANGE: Final = re.compile(
     "bytes=(?:(?P<first>[0-9]{1,18})-(?P<last>[0-9]{0,18})|-(?P<tail>[0-9]{1,18}))", re.IGNORECASE
 )
 _FILE: Final = "audio"
+_CONTAINERS: Final = {"mp3": "mp3", "m4a": "mp4", "webm": "webm"}  # whose files say more than their streams
 
 
 class Listening:
@@ -68,11 +77,9 @@ class Listening:
             if file is not None:
                 return file
         events = self._servicer.StreamAudio(wanted, NO_CALL)
-        first = b""
-        if request.method != "HEAD":
-            # What comes first may be an error, and then it is the answer.
-            await anext(events)
-            first = (await anext(events)).audio_chunk.data
+        # What comes first may be an error, and then it is the answer, to HEAD too.
+        await anext(events)
+        first = (await anext(events)).audio_chunk.data
         return LiveResponse(_join(first, events), headers)
 
     async def _find_file(
@@ -97,21 +104,64 @@ class Listening:
                         return None
             await self._fill(place, wanted, extension)
             headers = {**headers, "ETag": f'"{tag}"'}
-            if headers["ETag"] in request.headers.get("if-none-match", ""):
+            known = request.headers.get("if-none-match", "")
+            if headers["ETag"] in known or known.strip() == "*":
                 return Response(status_code=304, headers=headers)
             return _HeldFile(file, headers, stack.pop_all())
 
     async def _fill(self, place: Place, wanted: StreamAudioRequest, extension: str) -> None:
         """Write the file, unless it is there."""
         async with place.lock:
-            if (place.folder / _FILE).exists():
+            file = place.folder / _FILE
+            if file.exists():
                 return
             with NamedTemporaryFile(dir=place.folder) as raw:
-                async with aclosing(self._servicer.StreamAudio(wanted, NO_CALL)) as events:
-                    async for event in events:
-                        raw.write(event.audio_chunk.data)
-                raw.flush()
-                await run_to_end(lambda: _finish(Path(raw.name), place.folder / _FILE, extension))
+                write = self._write_anew if extension in _CONTAINERS else self._write_as_streamed
+                await write(Path(raw.name), file, wanted, extension)
+
+    async def _write_as_streamed(self, raw: Path, file: Path, wanted: StreamAudioRequest, extension: str) -> None:
+        """Write what a stream has, and of WAV the length."""
+
+        def finish() -> None:
+            if extension == "wav":
+                write_lengths(out)
+            out.close()
+            _keep(raw, file)
+
+        with raw.open("r+b") as out:
+            async with aclosing(self._servicer.StreamAudio(wanted, NO_CALL)) as events:
+                async for event in events:
+                    out.write(event.audio_chunk.data)
+            await run_to_end(finish)
+
+    async def _write_anew(self, raw: Path, file: Path, wanted: StreamAudioRequest, extension: str) -> None:
+        """Encode to a file that can be rewound, as a stream cannot."""
+        audio_format = wanted.output.format
+        options = {"movflags": "+faststart", "movie_timescale": str(audio_format.sample_rate_hz)}  # else of 1 ms
+        out = SongFile(raw, _CONTAINERS[extension], options if extension == "m4a" else {}, audio_format)
+
+        def finish() -> None:
+            out.close()
+            _keep(raw, file)
+
+        plain = StreamAudioRequest()
+        plain.CopyFrom(wanted)
+        plain.output.format.CopyFrom(
+            AudioFormat(
+                encoding=ENCODING_PCM,
+                sample_format=SAMPLE_FORMAT_F32,
+                sample_rate_hz=audio_format.sample_rate_hz,
+                channels=audio_format.channels,
+            )
+        )
+        try:
+            async with aclosing(self._servicer.StreamAudio(plain, NO_CALL)) as events:
+                async for event in events:
+                    samples = np.frombuffer(event.audio_chunk.data, "<f4").reshape(-1, audio_format.channels)
+                    await run_to_end(partial(out.feed, samples))
+            await run_to_end(finish)
+        finally:
+            out.abandon()
 
 
 class _HeldFile(FileResponse):
@@ -180,37 +230,6 @@ def _is_part(asked: str, size_bytes: int) -> bool:
     return True
 
 
-def _finish(raw: Path, file: Path, extension: str) -> None:
-    """Make a file of what was encoded as a stream: what the stream could not know is written into it."""
-    match extension:
-        case "wav":
-            _write_wav_length(raw)
-        case "webm" | "m4a":
-            _remux(raw, "webm" if extension == "webm" else "mp4")
-        case _:
-            pass
+def _keep(raw: Path, file: Path) -> None:
     with suppress(FileExistsError):  # by a request that was left in the middle: it has the same bytes
         file.hardlink_to(raw)
-
-
-def _write_wav_length(file: Path) -> None:
-    size_bytes = file.stat().st_size
-    with file.open("r+b") as out:
-        header_bytes = out.read(256).index(b"data") + 8
-        out.seek(4)
-        out.write(struct.pack("<I", size_bytes - 8))
-        out.seek(header_bytes - 4)
-        out.write(struct.pack("<I", size_bytes - header_bytes))
-
-
-def _remux(file: Path, container: str) -> None:
-    """Write the same packets with their length and an index, so that players can seek."""
-    with NamedTemporaryFile(dir=file.parent) as whole:
-        options = {"fflags": "+bitexact", "movflags": "+faststart"} if container == "mp4" else {"fflags": "+bitexact"}
-        with av.open(str(file)) as source, av.open(whole.name, "w", container, options) as target:
-            stream = target.add_stream_from_template(source.streams.audio[0])
-            for packet in source.demux(audio=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    target.mux(packet)
-        file.write_bytes(Path(whole.name).read_bytes())
