@@ -15,7 +15,7 @@ from .conftest import Broken, Deploy, Steady, Stuck
 from .web import Gradual, Held, client, create, leave, until
 
 FRAMES = 5 * 48_000
-DELAY = 1024  # of AAC, which decoders play
+BLOCK = 1024  # of AAC, the last of which is filled up
 
 
 async def segments(http: httpx2.AsyncClient, path: str) -> tuple[str, bytes]:
@@ -50,10 +50,10 @@ async def test_a_playlist_tells_a_song_without_a_gap(deploy: Deploy) -> None:
     starts = np.array([frame.pts for frame in frames])
     np.testing.assert_array_equal(np.diff(starts), [frame.samples for frame in frames[:-1]])
     heard = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-    assert FRAMES <= heard.shape[1] <= FRAMES + 2 * DELAY
+    assert FRAMES <= heard.shape[1] < FRAMES + BLOCK
     with av.open(io.BytesIO(flat), "r") as file:
         told = np.concatenate([frame.to_ndarray().reshape(-1, 2).T for frame in file.decode(audio=0)], axis=1)
-    assert np.abs(heard[:, DELAY : DELAY + FRAMES] - told).max() < 2e-3
+    assert np.abs(heard[:, :FRAMES] - told).max() < 2e-3
 
 
 async def test_a_playlist_grows_while_the_song_is_decoded(deploy: Deploy) -> None:
@@ -121,6 +121,23 @@ async def test_a_playlist_that_is_left_while_it_begins_can_be_asked_for_again(de
             assert (await http.get(f"{path}/hls/index.m3u8")).status_code == 200
 
 
+async def test_a_playlist_that_is_asked_for_as_it_is_left_begins_again(deploy: Deploy) -> None:
+    async with deploy(hls_idle_s=0) as deployment, client(deployment) as http:
+        path = await create(http, metadata={"durationS": 5})
+        await http.get(f"{path}/audio.wav")
+        held = Held(when=lambda: True)
+        asyncio.get_running_loop().set_default_executor(held)
+        asking = asyncio.create_task(http.get(f"{path}/hls/index.m3u8"))
+        await held.begun.wait()
+        await leave(http, asking)
+        again = asyncio.create_task(http.get(f"{path}/hls/index.m3u8"))
+        await http.get("/healthz")
+        held.may_go_on.set()
+        async with asyncio.timeout(5):
+            answer = await again
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.players
 async def test_ffmpeg_plays_a_live_playlist_to_its_end(deploy: Deploy, tmp_path: Path) -> None:
     vae = Gradual("vae")
@@ -142,4 +159,4 @@ async def test_ffmpeg_plays_a_live_playlist_to_its_end(deploy: Deploy, tmp_path:
     assert (player.returncode, told) == (0, b"")
     with av.open(str(out)) as file:
         heard = sum(frame.samples for frame in file.decode(audio=0))
-    assert FRAMES <= heard <= FRAMES + 2 * DELAY
+    assert FRAMES <= heard < FRAMES + 2 * BLOCK  # of a playlist FFmpeg 5 leaves nothing out

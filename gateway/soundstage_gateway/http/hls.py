@@ -4,22 +4,18 @@ import asyncio
 import re
 import shutil
 from collections.abc import Generator
-from contextlib import aclosing, contextmanager, suppress
-from fractions import Fraction
+from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-import av
 import grpc
-import numpy as np
-from av.audio.frame import AudioFrame
 from starlette.requests import Request
 from starlette.responses import Response
 
 from soundstage.music.v1.song_service_pb2 import OutputOptions, StreamAudioRequest
-from soundstage.type.v1.audio_pb2 import ENCODING_PCM, SAMPLE_FORMAT_F32, AudioFormat
-from soundstage_gateway.audio_file import Samples
+from soundstage.type.v1.audio_pb2 import ENCODING_MP4_AAC, ENCODING_PCM, SAMPLE_FORMAT_F32, AudioFormat
+from soundstage_gateway.http.file import SongFile
 from soundstage_gateway.http.thread import run_to_end
 from soundstage_gateway.http.wire import NO_CALL, Query
 from soundstage_gateway.order import MAX_VARIANTS
@@ -29,11 +25,13 @@ from soundstage_gateway.store import PREFIX
 from soundstage_gateway.studio import Studio
 from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.pcm import from_bytes
-from soundstage_runtime.score import SAMPLE_RATE_HZ
+from soundstage_runtime.score import CHANNELS, SAMPLE_RATE_HZ
 
 IDLE_S: Final = 60.0
 _SEGMENT_S: Final = 2
-_BIT_RATE_BPS: Final = 192_000
+_AAC: Final = AudioFormat(
+    encoding=ENCODING_MP4_AAC, sample_rate_hz=SAMPLE_RATE_HZ, channels=CHANNELS, bit_rate_bps=192_000
+)
 _INDEX: Final = "index.m3u8"
 _END: Final = "#EXT-X-ENDLIST"
 _FILE: Final = re.compile(r'(?<=^#EXT-X-MAP:URI=")[^"]+|^[^#\n]+', re.MULTILINE)
@@ -62,24 +60,28 @@ class Broadcasts:
 
     async def close(self) -> None:
         """End all encodings."""
-        works = [broadcast.work for broadcast in self._running.values()]
-        for work in works:
-            work.cancel()
-        await asyncio.gather(*works, return_exceptions=True)
+        broadcasts = list(self._running.values())
+        for broadcast in broadcasts:
+            broadcast.leave()
+        await asyncio.gather(*(broadcast.work for broadcast in broadcasts), return_exceptions=True)
 
     async def list_segments(self, request: Request) -> Response:
         """GET /v1/songs/{id}/hls/index.m3u8: as soon as there is a segment."""
         song, variant, name = await self._read(request)
         with self._shelf.hold(name) as place:
             index = place.folder / _INDEX
-            if name not in self._running and not (index.exists() and _END in index.read_text()):
-                broadcast = self._running[name] = _Broadcast(self._idle_s)
-                broadcast.work = asyncio.create_task(self._encode(broadcast, name, song, variant))
-            if name in self._running:
-                with self._running[name].asked() as broadcast:
+            while not _is_whole(index):
+                if name not in self._running:
+                    broadcast = self._running[name] = _Broadcast(self._idle_s)
+                    broadcast.work = asyncio.create_task(self._encode(broadcast, name, song, variant))
+                broadcast = self._running[name]
+                with broadcast.asked():
                     await broadcast.begun.wait()
                 if broadcast.error is not None:
                     raise broadcast.error
+                if not broadcast.is_left:
+                    break
+                await asyncio.wait({broadcast.work})  # its segments go with it
             playlist = index.read_text()
         if request.url.query:  # with it come the variant and the key, which the segments need too
             playlist = _FILE.sub(lambda found: f"{found[0]}?{request.url.query}", playlist)
@@ -117,7 +119,7 @@ class Broadcasts:
         with self._shelf.hold(name) as place:
             segments = None
             try:
-                segments = _Segments(place.folder)
+                segments = _open_segments(place.folder)
                 async with aclosing(self._servicer.StreamAudio(wanted, NO_CALL)) as events:
                     async for event in events:
                         if event.HasField("audio_chunk"):
@@ -127,12 +129,12 @@ class Broadcasts:
                             broadcast.begun.set()
                 await run_to_end(segments.close)
             except BaseException as error:
-                # Without its folder the encoder cannot write that the song ends here.
-                shutil.rmtree(place.folder)
-                if segments:
-                    with suppress(OSError):
-                        segments.close()
-                place.folder.mkdir()
+                if not _is_whole(place.folder / _INDEX):
+                    # Without its folder the encoder cannot write that the song ends here.
+                    shutil.rmtree(place.folder)
+                    if segments:
+                        segments.abandon()
+                    place.folder.mkdir()
                 if not isinstance(error, Exception):
                     raise
                 broadcast.error = error
@@ -142,9 +144,10 @@ class Broadcasts:
 
 
 class _Broadcast:
-    """An encoding under way: `begun` is set when there is a segment, or an error."""
+    """An encoding under way: `begun` is set when there is a segment, or an end. What `is_left` ends without one."""
 
     def __init__(self, idle_s: float) -> None:
+        self.is_left = False
         self.begun = asyncio.Event()
         self.error: Exception | None = None
         self.work: asyncio.Task[None]
@@ -153,45 +156,36 @@ class _Broadcast:
         self._idle: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def asked(self) -> "Generator[_Broadcast, None, None]":
+    def asked(self) -> Generator[None, None, None]:
         """Keep it from ending, and for a while after."""
         self._num_asking += 1
         if self._idle is not None:
             self._idle.cancel()
         try:
-            yield self
+            yield
         finally:
             self._num_asking -= 1
             if not self._num_asking:
-                self._idle = asyncio.get_running_loop().call_later(self._idle_s, self.work.cancel)
+                self._idle = asyncio.get_running_loop().call_later(self._idle_s, self.leave)
+
+    def leave(self) -> None:
+        """End it, if it has not ended."""
+        self.is_left = not self.work.done()
+        self.work.cancel()
 
 
-class _Segments:
-    """Writes samples as AAC in fragmented MP4 files, with a playlist that grows."""
+def _is_whole(index: Path) -> bool:
+    return index.exists() and _END in index.read_text()
 
-    def __init__(self, folder: Path) -> None:
-        options = {
-            "hls_time": str(_SEGMENT_S),
-            "hls_playlist_type": "event",
-            "hls_segment_type": "fmp4",
-            "hls_fmp4_init_filename": "init.mp4",
-            "hls_segment_filename": str(folder / "%d.m4s"),
-        }
-        self._container = av.open(str(folder / _INDEX), "w", "hls", options)
-        self._stream = self._container.add_stream("aac", SAMPLE_RATE_HZ, layout="stereo")
-        self._stream.bit_rate = _BIT_RATE_BPS
-        self._num_frames = 0
 
-    def feed(self, samples: Samples) -> None:
-        """Take the next samples [n, 2]."""
-        planes = np.ascontiguousarray(np.clip(samples, -1, 1).T)
-        frame = AudioFrame.from_ndarray(planes, "fltp", "stereo")
-        frame.sample_rate, frame.pts = SAMPLE_RATE_HZ, self._num_frames
-        frame.time_base = Fraction(1, SAMPLE_RATE_HZ)
-        self._num_frames += len(samples)
-        self._container.mux(self._stream.encode(frame))
-
-    def close(self) -> None:
-        """Write what is left, and that the song ends."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
+def _open_segments(folder: Path) -> SongFile:
+    """Open AAC in fragmented MP4 files, with a playlist that grows."""
+    options = {
+        "hls_time": str(_SEGMENT_S),
+        "hls_playlist_type": "event",
+        "hls_segment_type": "fmp4",
+        "hls_fmp4_init_filename": "init.mp4",
+        "hls_segment_filename": str(folder / "%d.m4s"),
+        "avoid_negative_ts": "disabled",  # what comes before 0 is the codec's delay, and the edit list leaves it out
+    }
+    return SongFile(folder / _INDEX, "hls", options, _AAC)
