@@ -9,6 +9,7 @@ import structlog
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.http.app import Api
 from soundstage_gateway.http.door import HttpDoor
+from soundstage_gateway.http.names import Names
 from soundstage_gateway.keys import Keys
 from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.servicer import offer, warm_up
@@ -55,7 +56,8 @@ async def main(settings: GatewaySettings) -> None:
             uploads=uploads,
             stall_timeout_s=settings.stall_timeout_s,
         )
-        api = Api(offered, studio, shelf, keys, metrics, stall_timeout_s=settings.stall_timeout_s)
+        names = Names(settings.host, [name.strip() for name in settings.http_names.split(",") if name.strip()])
+        api = Api(offered, studio, shelf, keys, metrics, stall_timeout_s=settings.stall_timeout_s, names=names)
         try:
             await serve(
                 settings,

@@ -159,7 +159,7 @@ class Track:
             self._stream.bit_rate = audio_format.bit_rate_bps
         self.num_frames = 0
 
-    def encode(self, samples: NDArray[np.float32]) -> list[Packet]:
+    def encode(self, samples: NDArray[np.float32]) -> list["Packet[AudioStream]"]:
         """Encode the next samples [n, channels]."""
         if not len(samples):
             return []
@@ -169,7 +169,7 @@ class Track:
         self.num_frames += len(samples)
         return self._stream.encode(frame)
 
-    def finish(self) -> list[Packet]:
+    def finish(self) -> list["Packet[AudioStream]"]:
         """Return what the codec has held back."""
         return self._stream.encode(None)
 
@@ -201,7 +201,7 @@ class _CodecEncoder:
         self._written_frames = self._track.num_frames
         return self._pieces()
 
-    def _write(self, packets: list[Packet]) -> None:
+    def _write(self, packets: list["Packet[AudioStream]"]) -> None:
         """Write packets. A packet's time counts from the first frame fed, so its end says how many it completes."""
         for packet in packets:
             self._ends.append((packet.pts or 0) + (packet.duration or 0))

@@ -30,5 +30,8 @@ class GatewaySettings(ServerSettings):
     tape_cache_mb: int = Field(4096, ge=16, description="megabytes of decoded audio to keep, 23 for every minute")
     file_cache_mb: int = Field(1024, ge=16, description="megabytes of encoded audio to keep for players")
     http_port: int = Field(50080, ge=0, le=65535, description="port for players; 0 takes a free one and logs it")
+    http_names: str = Field(
+        "", description="names, with commas between, that a proxy or a hosts file gives the HTTP port"
+    )
     keys_file: Path | None = Field(None, description="file of keys, one a line; without one everybody may come in")
     stall_timeout_s: float = Field(60.0, gt=0, description="seconds a client may take nothing before its call is ended")

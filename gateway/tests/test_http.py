@@ -21,7 +21,7 @@ from soundstage_runtime.validation import MAX_CAPTION_CHARS
 
 from .conftest import Broken, Deploy, Stuck
 from .files import sound_file, words
-from .web import REQUEST, Gradual, Held, client, create, finish, leave, num_frames, until
+from .web import JSON, REQUEST, Gradual, Held, client, create, finish, leave, num_frames, until
 
 FRAMES = 4 * 48_000
 
@@ -104,7 +104,7 @@ async def test_songs_are_listed_in_pages_cancelled_and_deleted(deploy: Deploy) -
 )
 async def test_a_bad_body_is_refused_by_name(deploy: Deploy, body: bytes, field: str, says: str) -> None:
     async with deploy() as deployment, client(deployment) as http:
-        answer = await http.post("/v1/songs", content=body)
+        answer = await http.post("/v1/songs", content=body, headers=JSON)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["status"]) == (400, 3, "INVALID_ARGUMENT")
     assert error["violations"][0]["field"] == field
@@ -337,7 +337,7 @@ def samples_of(data: bytes) -> NDArray[np.float32]:
         length = stream.duration if file.format.name.startswith("mov") else None  # FFmpeg plays MP4's last block whole
         resampler = av.AudioResampler("flt", "stereo")
         frames = [whole for frame in file.decode(stream) for whole in resampler.resample(frame)]
-    return np.concatenate([frame.to_ndarray().reshape(-1, 2) for frame in frames])[:length]
+    return np.concatenate([frame.to_ndarray().reshape(-1, 2) for frame in frames])[:length].astype(np.float32)
 
 
 async def test_a_finished_wav_is_the_song_to_the_bit(deploy: Deploy) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .conftest import Deploy, Stuck
-from .web import client, create
+from .web import JSON, client, create
 
 NAMES = (
     "variant sample_rate_hz channels bit_rate_bps gain_db peak_dbfs fade_in_s fade_out_s max_buffer_s sample_format "
@@ -85,7 +85,7 @@ async def test_no_body_is_a_bug(deploy: Deploy) -> None:
     async with deploy(Stuck("dit"), max_songs=2) as deployment, client(deployment) as http:
         for body in examples:
             async with asyncio.timeout(10):
-                check(await http.post("/v1/songs", content=body))
+                check(await http.post("/v1/songs", content=body, headers=JSON))
 
 
 def _quote(text: str) -> str:

@@ -15,6 +15,7 @@ import httpx2
 from .conftest import Deployment, Steady
 
 REQUEST: dict[str, Any] = {"caption": "a calm piano", "metadata": {"durationS": 4}, "seeds": [7]}
+JSON = {"Content-Type": "application/json"}
 
 
 @asynccontextmanager

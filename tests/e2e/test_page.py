@@ -124,7 +124,8 @@ def song(address: str) -> str:
 
 def ask(method: str, url: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, method=method)) as answer:
+    headers = {} if data is None else {"Content-Type": "application/json"}
+    with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method)) as answer:
         return json.load(answer)
 
 

@@ -29,6 +29,7 @@ from soundstage_gateway.http.audio import Listening
 from soundstage_gateway.http.events import follow
 from soundstage_gateway.http.gate import Gate
 from soundstage_gateway.http.hls import IDLE_S, Broadcasts
+from soundstage_gateway.http.names import Names
 from soundstage_gateway.http.wire import NO_CALL, Query, read_message, refusal, write_message
 from soundstage_gateway.keys import Keys
 from soundstage_gateway.metrics import Metrics
@@ -40,6 +41,7 @@ from soundstage_gateway.studio import Studio
 
 P = TypeVar("P", ListSongsRequest, ListModelsRequest, ListAdaptersRequest)
 _PAGE: Final = Path(__file__).parent / "static"
+_POLICY: Final = "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 _BINS: Final = 600
 _MAX_BINS: Final = 4000
 _SEQUENCE: Final = re.compile("[0-9]{1,18}")
@@ -58,6 +60,7 @@ class Api:
         *,
         stall_timeout_s: float,
         hls_idle_s: float = IDLE_S,
+        names: Names | None = None,
     ) -> None:
         self._offer = offer
         self._studio = studio
@@ -90,7 +93,7 @@ class Api:
             ],
             redirect_slashes=False,
         )
-        self.app = Gate(router, keys, metrics, stall_timeout_s=stall_timeout_s)
+        self.app = Gate(router, keys, names or Names("127.0.0.1"), metrics, stall_timeout_s=stall_timeout_s)
 
     async def close(self) -> None:
         """Stop what goes on without a request."""
@@ -190,7 +193,7 @@ class Api:
 
     async def show_page(self, request: Request) -> Response:
         """GET /."""
-        return FileResponse(_PAGE / "index.html")
+        return FileResponse(_PAGE / "index.html", headers={"Content-Security-Policy": _POLICY})
 
 
 class _Routes(Router):

@@ -1,7 +1,7 @@
 """Errors over HTTP: one table of statuses, and the same facts as the google.rpc details carry."""
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from starlette.responses import JSONResponse
@@ -39,6 +39,20 @@ class MethodUnknownError(ServiceError):
     reason = "METHOD_UNKNOWN"
 
 
+class BodyTypeError(ServiceError):
+    """The body does not say that it is JSON, as no page from elsewhere can without asking first."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "BODY_TYPE_UNKNOWN"
+
+
+class RequestSlowError(ServiceError):
+    """The request was not whole in time."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "REQUEST_SLOW"
+
+
 class RangeError(ServiceError):
     """A range of bytes begins behind the end."""
 
@@ -46,9 +60,16 @@ class RangeError(ServiceError):
     reason = "RANGE_BEYOND_END"
 
 
-def write_error(error: ServiceError) -> dict[str, object]:
+_OWN_STATUSES: Final[dict[type[ServiceError], int]] = {
+    MethodUnknownError: 405,
+    RequestSlowError: 408,
+    BodyTypeError: 415,
+}
+
+
+def write_error(error: ServiceError) -> dict[str, Any]:
     """Write an error as JSON."""
-    found: dict[str, object] = {
+    found: dict[str, Any] = {
         "code": error.code.value[0],
         "status": error.code.name,
         "message": error.message,
@@ -61,9 +82,9 @@ def write_error(error: ServiceError) -> dict[str, object]:
     return {"error": found}
 
 
-def respond(error: ServiceError) -> JSONResponse:
+def respond(error: ServiceError, request_id: str) -> JSONResponse:
     """Answer with an error."""
-    status = 405 if isinstance(error, MethodUnknownError) else _STATUSES.get(error.code, 500)
+    status = _OWN_STATUSES.get(type(error), _STATUSES.get(error.code, 500))
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -73,4 +94,6 @@ def respond(error: ServiceError) -> JSONResponse:
         headers["Allow"] = error.metadata["allowed"]
     if isinstance(error, RangeError):
         headers["Content-Range"] = f"bytes */{error.metadata['size_bytes']}"
-    return JSONResponse(write_error(error), status, headers)
+    body = write_error(error)
+    body["error"]["requestId"] = request_id
+    return JSONResponse(body, status, headers)

@@ -1,4 +1,4 @@
-"""Around every HTTP request: its id, its key, its end, one log line."""
+"""Around every HTTP request: its id, its key, whom it calls, its end, one log line."""
 
 import asyncio
 import re
@@ -7,11 +7,13 @@ import uuid
 from typing import Final
 
 import structlog
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from soundstage_gateway.http.errors import MethodUnknownError, RouteUnknownError, respond
+from soundstage_gateway.http.errors import MethodUnknownError, RequestSlowError, RouteUnknownError, respond
+from soundstage_gateway.http.names import Names
 from soundstage_gateway.keys import Keys
 from soundstage_gateway.metrics import Metrics
 from soundstage_runtime import call
@@ -22,19 +24,23 @@ _log = structlog.get_logger()
 _METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
 _OPEN: Final = re.compile("/|/healthz|/static/.*")
 _REQUEST_ID: Final = re.compile(r"[!-~]{1,64}")
+_WHOLE_S: Final = 600.0  # in which the largest file comes over a slow line
 
 
 class Gate:
-    """Lets in who has a key, if there are `keys`, and ends what nobody waits for.
+    """Lets in who has a key, if there are `keys`, and calls by a known name, and ends what nobody waits for.
 
     A request ends when its client goes away, or takes nothing for `stall_timeout_s` while there is something to take.
     Before the first byte an error is an answer; after it, the connection is cut, so that no client takes a part for
     the whole.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys | None, metrics: Metrics, *, stall_timeout_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys | None, names: Names, metrics: Metrics, *, stall_timeout_s: float
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._names = names
         self._metrics = metrics
         self._stall_timeout_s = stall_timeout_s
         self._works: set[asyncio.Task[None]] = set()
@@ -49,9 +55,10 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         started_s = time.monotonic()
-        answer = _Answer(send, self._stall_timeout_s)
         asked_id = Request(scope).headers.get(call.REQUEST_ID_KEY, "")
-        call.enter(call.Call(request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex))
+        request_id = asked_id if _REQUEST_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        call.enter(call.Call(request_id=request_id))
+        answer = _Answer(send, request_id, self._stall_timeout_s)
         # Until its body has come, a client is heard by the work itself.
         is_heard = asyncio.Event()
         if scope["method"] in ("GET", "HEAD"):
@@ -88,22 +95,23 @@ class Gate:
             if answer.status:
                 _log.warning("http_cut", reason=told.reason, error=told.message)
             else:
-                await respond(told)(scope, receive, answer.send)
+                await respond(told, answer.request_id)(scope, receive, answer.send)
 
     def _check(self, scope: Scope) -> None:
-        # The path that the routes go by: a request's address is also made of what its Host header says.
-        if self._keys is None or _OPEN.fullmatch(scope["path"]):
-            return
         request = Request(scope)
-        in_query = request.query_params.get("key", "")
-        self._keys.check(request.headers.get("authorization", "") or (in_query and f"Bearer {in_query}"))
+        # The path that the routes go by: a request's address is also made of what its Host header says.
+        if self._keys is not None and not _OPEN.fullmatch(scope["path"]):
+            in_query = request.query_params.get("key", "")
+            self._keys.check(request.headers.get("authorization", "") or (in_query and f"Bearer {in_query}"))
+        self._names.check(scope["method"], request.headers)
 
 
 class _Answer:
     """What is sent: `status` is 0 before the first byte, or for ever if the client went away before it."""
 
-    def __init__(self, send: Send, stall_timeout_s: float) -> None:
+    def __init__(self, send: Send, request_id: str, stall_timeout_s: float) -> None:
         self._send = send
+        self.request_id = request_id
         self._stall_timeout_s = stall_timeout_s
         self.status = 0
         self.sent_bytes = 0
@@ -113,6 +121,10 @@ class _Answer:
         """Send a message of ASGI; a client that does not take it is left."""
         if message["type"] == "http.response.start":
             self.status = int(message["status"])
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers[call.REQUEST_ID_KEY] = self.request_id
+            headers["x-content-type-options"] = "nosniff"
+            message = {**message, "headers": headers.raw}
         else:
             self.sent_bytes += len(message.get("body", b""))
         try:
@@ -145,10 +157,15 @@ def _tell(error: Exception) -> ServiceError:
 
 
 def _noting_the_end(receive: Receive, is_heard: asyncio.Event) -> Receive:
-    """Receive in the same way, and set `is_heard` when the whole request has come."""
+    """Receive in the same way, and set `is_heard` when the whole request has come; raises RequestSlowError."""
+    end_s = asyncio.get_running_loop().time() + _WHOLE_S
 
     async def hear() -> Message:
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(None if is_heard.is_set() else end_s):
+                message = await receive()
+        except TimeoutError as error:
+            raise RequestSlowError(f"the request was not whole after {_WHOLE_S:g} s") from error
         if not message.get("more_body"):
             is_heard.set()
         return message

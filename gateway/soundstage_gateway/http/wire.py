@@ -8,6 +8,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 from starlette.requests import Request
 
+from soundstage_gateway.http.errors import BodyTypeError
 from soundstage_runtime.errors import InvalidRequestError, Violation
 from soundstage_runtime.request_stream import patient
 from soundstage_runtime.validation import Checks
@@ -16,6 +17,7 @@ MAX_JSON_BYTES: Final = 1 << 20
 NO_CALL: Final = cast(Any, None)  # the servicers are called without gRPC, and look at nothing of the call
 _IDLE_TIMEOUT_S: Final = 30.0
 _KEY: Final = "key"
+_JSON: Final = "application/json"
 _WHOLE: Final = re.compile("[0-9]{1,18}")
 _MAX_UINT32: Final = (1 << 32) - 1
 _NUMBER: Final = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -24,7 +26,10 @@ M = TypeVar("M", bound=Message)
 
 
 async def read_message(request: Request, kind: type[M]) -> M:
-    """Read a body as a message in protobuf's JSON; raises InvalidRequestError."""
+    """Read a body as a message in protobuf's JSON; raises BodyTypeError, InvalidRequestError."""
+    told = request.headers.get("content-type", "")
+    if told.partition(";")[0].strip().lower() != _JSON:
+        raise BodyTypeError(f"Content-Type is {told[:80]!r}; send {_JSON}, as curl does with --json in place of -d")
     body = bytearray()
     async for piece in patient(request.stream(), timeout_s=_IDLE_TIMEOUT_S):
         body += piece
