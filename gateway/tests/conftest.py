@@ -348,6 +348,7 @@ def deploy(tmp_path: Path) -> Deploy:
         tape_limit_bytes: int = 64 << 20,
         make_store: Callable[..., Store] = Store,
         late: str = "",
+        **door_options: Any,
     ) -> AsyncGenerator[Deployment, None]:
         by_name = {name: Steady(name) for name in ("lm", "dit", "vae")} | {stage.name: stage for stage in stages}
         port = free_port()
@@ -389,7 +390,7 @@ def deploy(tmp_path: Path) -> Deploy:
         )
         await gateway.start()
         api = Api(offered, studio, shelf, keys, metrics, stall_timeout_s=stall_timeout_s, hls_idle_s=hls_idle_s)
-        door = HttpDoor(api)
+        door = HttpDoor(api, **door_options)
         await door.open()
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:

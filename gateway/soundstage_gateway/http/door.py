@@ -4,8 +4,10 @@ import asyncio
 import socket
 from typing import Final
 
+import h11
 import structlog
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from soundstage_gateway.http.app import Api
 from soundstage_runtime.serve import PortTakenError
@@ -14,6 +16,38 @@ _log = structlog.get_logger()
 
 _BACKLOG: Final = 512
 _LAST_ANSWERS_S: Final = 0.5
+_MAX_HEAD_BYTES: Final = 1 << 16
+_MAX_CONNECTIONS: Final = 2048  # listeners, watchers, and as many who only ask; beyond, each is told 503
+_IDLE_TIMEOUT_S: Final = 10  # between two requests, and until the head of one is whole
+
+
+class _Connection(H11Protocol):
+    """A connection that ends when the head of a request, or its beginning, is long in coming."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._rest()
+
+    def _watch(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._rest()
+        elif self._patience is None:
+            self._patience = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _rest(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
 
 class HttpDoor:
@@ -22,12 +56,23 @@ class HttpDoor:
     Signals are the process's affair, so uvicorn's parts are called one by one.
     """
 
-    def __init__(self, api: Api, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        api: Api,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        max_connections: int = _MAX_CONNECTIONS,
+        idle_timeout_s: int = _IDLE_TIMEOUT_S,
+    ) -> None:
         self._api = api
         self._address = (host, port)
         self._config = uvicorn.Config(
             api.app,
-            http="h11",
+            http=_Connection,
+            timeout_keep_alive=idle_timeout_s,
+            limit_concurrency=max_connections,
+            h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",
             log_config=None,
