@@ -9,6 +9,8 @@ const MAX_BUFFER_S = 120; // of more, a browser stops reading for longer than th
 const DRAG_PX = 4;
 const ENOUGH_S = 0.5;
 const SCALE_PX = 16; // below the waveform are the seconds
+const KEY_S = 5;
+const PAGE_S = 30;
 const STEPS_S = [1, 2, 5, 10, 15, 30, 60];
 const QUIET = 0.05; // what is softer is not drawn larger
 
@@ -118,7 +120,7 @@ export class Player {
     this.bins = found.bins;
     this.isDecoded = this.bins.length >= NUM_BINS;
     this.listeners.onDecoded(this.bins.length / NUM_BINS);
-    this.draw();
+    this.showTime();
   }
 
   listenToAudio() {
@@ -164,6 +166,7 @@ export class Player {
   showTime() {
     const timeS = Math.min(this.audio.currentTime, this.durationS);
     byId("time").textContent = `${clock(timeS)} / ${clock(this.durationS)}`;
+    this.screen.ariaDisabled = String(!this.isDecoded); // a stream cannot be sought
     this.screen.ariaValueMax = this.durationS.toFixed(1);
     this.screen.ariaValueNow = timeS.toFixed(1);
     this.screen.ariaValueText = `${clock(timeS)} of ${clock(this.durationS)}`;
@@ -202,13 +205,17 @@ export class Player {
     const nowS = this.audio.currentTime;
     /** @type {Record<string, () => void>} */
     const keys = {
-      ArrowLeft: () => this.seek(nowS - 5),
-      ArrowRight: () => this.seek(nowS + 5),
+      ArrowLeft: () => this.seek(nowS - KEY_S),
+      ArrowDown: () => this.seek(nowS - KEY_S),
+      ArrowRight: () => this.seek(nowS + KEY_S),
+      ArrowUp: () => this.seek(nowS + KEY_S),
+      PageDown: () => this.seek(nowS - PAGE_S),
+      PageUp: () => this.seek(nowS + PAGE_S),
       Home: () => this.seek(0),
       End: () => this.seek(this.durationS),
       " ": () => byId("play").click(),
     };
-    if (!keys[event.key]) return;
+    if (!keys[event.key] || (event.key !== " " && !this.isDecoded)) return;
     event.preventDefault();
     keys[event.key]();
   }
