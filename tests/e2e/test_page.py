@@ -1,6 +1,7 @@
 """The page in a real Chromium, before a real gateway and tiny models."""
 
 import asyncio
+import io
 import json
 import math
 import os
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import soundfile
-from playwright.async_api import Browser, Page, async_playwright, expect
+from numpy.typing import NDArray
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
@@ -28,6 +30,7 @@ SHORT = {
     "planner": {"enabled": False},
     "diffusion": {"steps": 2},
 }
+FADE_FRAMES = 48_000 // 20  # what a repaint may change beside its window, at most
 TIMEOUT_MS = 60_000  # on a busy machine
 expect.set_options(timeout=TIMEOUT_MS)
 # What is on the canvas, apart from the scale and the line that stands for what is not decoded.
@@ -146,14 +149,14 @@ async def wait_until_decoded(page: Page) -> None:
 
 async def test_a_song_is_heard_and_drawn_before_it_is_decoded(page: Page) -> None:
     await order(page, duration_s=300, lyrics="[verse]\nla la la", steps="1")
-    await page.wait_for_function("document.querySelector('#audio').currentTime > 0.3")
+    await page.wait_for_function("() => document.querySelector('#audio').currentTime > 0.3")
     share = await page.evaluate("document.querySelectorAll('#stages progress')[2].value")
     assert share < 1
-    await page.wait_for_function(f"({NUM_DRAWN})() > 50")
+    await page.wait_for_function(f"() => ({NUM_DRAWN})() > 50")
     await expect(page.locator("#about")).to_contain_text(re.compile(r"heard after \d+\.\d s"))
     await expect(page.locator("#words li[aria-current]")).to_have_count(1)
     heard_s = await page.evaluate("document.querySelector('#audio').currentTime")
-    await page.wait_for_function(f"document.querySelector('#audio').currentTime > {heard_s + 0.5}")
+    await page.wait_for_function(f"() => document.querySelector('#audio').currentTime > {heard_s + 0.5}")
 
 
 async def test_the_plan_says_where_each_value_comes_from(page: Page) -> None:
@@ -180,12 +183,78 @@ async def test_a_whole_song_is_sought_by_click_and_by_key(page: Page, song: str)
     box = await page.locator("#waveform").bounding_box()
     assert box is not None
     await page.mouse.click(box["x"] + box["width"] * 0.75, box["y"] + 20)
-    await page.wait_for_function("Math.abs(document.querySelector('#audio').currentTime - 3) < 0.1")
+    await page.wait_for_function("() => Math.abs(document.querySelector('#audio').currentTime - 3) < 0.1")
     await page.keyboard.press("ArrowLeft")
-    await page.wait_for_function("document.querySelector('#audio').currentTime < 0.1")
+    await page.wait_for_function("() => document.querySelector('#audio').currentTime < 0.1")
     await page.keyboard.press("Space")
-    await page.wait_for_function("document.querySelector('#audio').currentTime > 0.3")
+    await page.wait_for_function("() => document.querySelector('#audio').currentTime > 0.3")
     await expect(page.locator("#screen")).to_have_attribute("aria-valuetext", re.compile("0:0[0-4] of 0:04"))
+
+
+async def test_a_slider_is_moved_by_every_key_once_it_can_be(page: Page, song: str) -> None:
+    await open_song(page, song)
+    slider = page.locator("#screen")
+    await expect(slider).to_have_attribute("aria-disabled", "false")
+    await slider.focus()
+    for key, time_s in (("PageUp", 4), ("PageDown", 0), ("ArrowUp", 4), ("ArrowDown", 0), ("End", 4), ("Home", 0)):
+        await page.keyboard.press(key)
+        await page.wait_for_function(f"() => Math.abs(document.querySelector('#audio').currentTime - {time_s}) < 0.1")
+    assert await page.locator("#stage output, #stage [aria-live]").count() == 0  # the time is not read out as it runs
+
+
+async def test_a_slider_says_that_a_stream_cannot_be_sought(page: Page) -> None:
+    await order(page, duration_s=300, steps="1")
+    await page.wait_for_function("() => document.querySelector('#audio').currentTime > 0.3")
+    assert await page.evaluate("document.querySelectorAll('#stages progress')[2].value") < 1
+    await expect(page.locator("#screen")).to_have_attribute("aria-disabled", "true")
+
+
+async def test_the_address_leads_to_songs_and_back(page: Page, song: str, address: str) -> None:
+    other = ask("POST", f"{address}/v1/songs", {**SHORT, "caption": "the other one"})["song"]["name"]
+    await page.goto(f"{address}/?theme=x#{song}")
+    await expect(page.locator("#title")).to_have_text("a bright tune")
+    await page.evaluate(f"location.hash = '{other}'")  # as a pasted address does
+    await expect(page.locator("#title")).to_have_text("the other one")
+    await page.go_back()
+    await expect(page.locator("#title")).to_have_text("a bright tune")
+    await page.click("#songs button.open:has-text('the other one')")
+    await expect(page.locator("#title")).to_have_text("the other one")
+    assert page.url == f"{address}/?theme=x#{other}"
+    await page.go_back()
+    await expect(page.locator("#title")).to_have_text("a bright tune")
+    page.on("dialog", lambda dialog: dialog.accept())
+    await page.click("[aria-label='Delete the other one']")
+    await expect(page.locator("#songs li", has_text="the other one")).to_have_count(0)
+    assert page.url == f"{address}/?theme=x#{song}"
+
+
+WAITS = '{"error": {"code": 14, "status": "UNAVAILABLE", "message": "waits", "retryAfterS": 0.2}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body"),
+    [
+        (429, "application/json", WAITS),
+        (503, "application/json", WAITS),
+        (200, "text/event-stream", f"event: end\ndata: {WAITS}\n\n"),
+        (200, "text/event-stream", "event: end\ndata: {}\n\n"),
+    ],
+)
+async def test_a_song_whose_events_are_refused_is_watched_again(page: Page, status: int, kind: str, body: str) -> None:
+    num_refused = 0
+
+    async def refuse_twice(route: Route) -> None:
+        nonlocal num_refused
+        num_refused += 1
+        if num_refused > 2:
+            await route.continue_()
+        else:
+            await route.fulfill(status=status, content_type=kind, body=body)
+
+    await page.route("**/events?*", refuse_twice)
+    await order(page, duration_s=4, caption="not seen at first")
+    await wait_until_decoded(page)
+    await page.wait_for_function("() => document.querySelector('#audio').currentTime > 0.3")
 
 
 async def test_a_stream_that_breaks_off_goes_on_where_it_was(page: Page, song: str, address: str) -> None:
@@ -195,7 +264,7 @@ async def test_a_stream_that_breaks_off_goes_on_where_it_was(page: Page, song: s
         await wait_until_decoded(page)
         await page.click("#play")
         # 20 000 bytes are a second and a quarter.
-        await page.wait_for_function("document.querySelector('#audio').currentTime > 2.5")
+        await page.wait_for_function("() => document.querySelector('#audio').currentTime > 2.5")
     assert await page.text_content("#song-error") == ""
 
 
@@ -204,7 +273,7 @@ async def test_a_press_just_as_the_stream_fails_is_heeded(page: Page, song: str,
     await page.add_init_script(press)
     async with cut_streams(address, after_bytes=100) as url:
         await page.goto(f"{url}#{song}")
-        await page.wait_for_function("document.querySelector('#audio').currentTime > 1")
+        await page.wait_for_function("() => document.querySelector('#audio').currentTime > 1")
     assert await page.text_content("#song-error") == ""
 
 
@@ -287,6 +356,17 @@ async def test_a_part_that_is_dragged_over_is_made_anew(page: Page, song: str, a
     assert made["request"]["source"] == f"{song}/variants/0"
     assert (window["startS"], window["endS"]) == (pytest.approx(1, abs=0.1), pytest.approx(2, abs=0.1))
     assert int(made["variants"][0]["frameCount"]) == 4 * 48_000
+    before, after = (sound(f"{address}/v1/{name}") for name in (song, made["name"]))
+    start, end = (round(float(window[key]) * 48_000) for key in ("startS", "endS"))
+    assert np.array_equal(before[: start - FADE_FRAMES], after[: start - FADE_FRAMES])
+    assert np.array_equal(before[end + FADE_FRAMES :], after[end + FADE_FRAMES :])
+    assert np.abs(before[start:end] - after[start:end]).max() > 0.001
+
+
+def sound(url: str) -> NDArray[np.float32]:
+    """All samples of a song, [frames, 2]."""
+    with urllib.request.urlopen(f"{url}/audio.wav?sample_format=f32") as answer:
+        return soundfile.read(io.BytesIO(answer.read()), dtype="float32")[0]
 
 
 async def drag(page: Page, start: float, end: float) -> None:
@@ -307,6 +387,7 @@ async def test_a_file_is_sent_and_covered(page: Page, tmp_path: Path) -> None:
     await page.select_option("#kind", "cover")
     await page.set_input_files("#upload", text)
     await expect(page.locator("#source")).to_have_attribute("aria-invalid", "true")
+    assert await page.input_value("#upload") == ""  # else the same name, mended, would be no news
     await page.set_input_files("#upload", wav)
     await expect(page.locator("#source option:checked")).to_have_text("tune.wav, 0:02")
     await expect(page.locator("#source")).not_to_have_attribute("aria-invalid", "true")
@@ -405,7 +486,7 @@ async def test_it_fits_its_window(page: Page, tmp_path: Path, width: int) -> Non
     await page.check("#keep")
     await page.click("summary >> text=Tempo")
     await page.click("#make")
-    await page.wait_for_function("document.querySelector('#audio').currentTime > 3")
+    await page.wait_for_function("() => document.querySelector('#audio').currentTime > 3")
     await drag(page, 0.55, 0.7)
     assert await page.evaluate("document.documentElement.scrollWidth") == width
     picture = os.environ.get("SOUNDSTAGE_PICTURE") if width == 1280 else None

@@ -8,6 +8,7 @@ import { clock, Player } from "/static/player.js";
 /** @typedef {{plan: Json | null, durationS: number, progress: Json, timings: Json, lines: Json[] | null}} Track */
 
 const FRAMES_PER_S = 48_000;
+const RETRY_S = 2; // until a song is watched again whose events broke off
 const NO_SONG = ["Nothing is playing", "Say what it should sound like. It plays here as soon as its first second exists."];
 /** @type {Record<string, string>} */
 const STAGES = { STAGE_LM: "Plan", STAGE_DIT: "Diffusion", STAGE_VAE: "Sound" };
@@ -138,7 +139,10 @@ async function deleteSong(song) {
   if (!confirm(`Delete “${titleOf(song)}”? It cannot be brought back.`)) return;
   await attempt(async () => {
     await ask("DELETE", song.name);
-    if (song.name === view.song?.name) closeSong();
+    if (song.name === view.song?.name) {
+      closeSong();
+      history.replaceState(null, "", location.pathname + location.search);
+    }
   }, showAt("#songs .error"));
   await loadSongs();
 }
@@ -149,13 +153,13 @@ async function deleteSong(song) {
 async function openSong(name, isNew = false) {
   closeSong();
   view.wanted = name;
+  location.hash = name;
   await attempt(async () => {
     const { song } = await ask("GET", name);
     if (view.wanted !== name) return; // another was opened meanwhile
     view.isNew = isNew;
     view.tracks = song.variants.map(trackOf);
     showSong(song);
-    location.hash = name;
     if (song.state === "SONG_STATE_RUNNING") watch(song);
     if (isNew && find("#stage").getBoundingClientRect().bottom > innerHeight) find("#stage").scrollIntoView();
     choose(0);
@@ -166,7 +170,6 @@ function closeSong() {
   view.events?.close();
   Object.assign(view, { song: null, wanted: "", tracks: [], chosen: 0, decoded: 0, isNew: false, heardAfterS: 0, events: null });
   player.close();
-  history.replaceState(null, "", location.pathname);
   [find("#title").textContent, find("#about").textContent] = NO_SONG;
   find("#song-error").textContent = "";
   find("#stages").replaceChildren();
@@ -249,11 +252,11 @@ function watch(song) {
       if (number === view.chosen) showStages();
     });
   }
-  const settle = () => {
+  const settle = (retryS = RETRY_S) => {
     events.close();
-    void endSong(song.name);
+    void endSong(song.name, retryS);
   };
-  events.addEventListener("end", settle);
+  events.addEventListener("end", (message) => settle(JSON.parse(message.data).error?.retryAfterS));
   events.addEventListener("error", () => {
     if (events.readyState === EventSource.CLOSED) settle();
     else say("The connection is lost; trying again");
@@ -281,12 +284,20 @@ const ON_EVENT = {
   },
 };
 
-/** @param {string} name */
-async function endSong(name) {
+/**
+ * Shows how a song ended; one that goes on is watched again, as the server was busy, or away.
+ * @param {string} name @param {number} retryS
+ */
+async function endSong(name, retryS) {
   await attempt(async () => {
     const { song } = await ask("GET", name);
     if (view.song?.name !== name) return;
     showState(song);
+    song.variants.forEach((/** @type {Json} */ variant, /** @type {number} */ number) => {
+      view.tracks[number].plan ??= variant.plan ?? null;
+      if (variant.frameCount) ON_EVENT.completed(view.tracks[number], variant, number);
+    });
+    if (song.state === "SONG_STATE_RUNNING") setTimeout(() => view.song?.name === name && watch(song), retryS * 1000);
     if (song.state !== "SONG_STATE_COMPLETED") say(`The song is ${STATES[song.state]}`);
   }, showAt("#song-error"));
   await loadSongs();
@@ -428,6 +439,7 @@ function showTask() {
 async function upload() {
   const [file] = find("#upload").files;
   if (!file) return;
+  find("#upload").value = ""; // so that a file that was mended is news, under its old name too
   say(`Sending ${file.name}`);
   await attempt(async () => {
     const { asset, durationS } = await ask("POST", "assets", file);
@@ -488,7 +500,16 @@ function start() {
   showTask();
   void showCapabilities();
   void loadSongs();
-  if (location.hash.startsWith("#songs/")) void openSong(location.hash.slice(1));
+  addEventListener("hashchange", followAddress);
+  followAddress();
+}
+
+/** Opens the song that the address names, or none. */
+function followAddress() {
+  const name = location.hash.slice(1);
+  if (name === view.wanted) return;
+  if (name.startsWith("songs/")) void openSong(name);
+  else closeSong();
 }
 
 start();
