@@ -1,13 +1,11 @@
 // Makes a song and writes it as it comes, to a file or to a player; after a lost connection it goes on where it was.
 #include <grpcpp/grpcpp.h>
-
 #include <csignal>
 #include <fstream>
 #include <iostream>
 #include <map>
 #include <mutex>
 #include <thread>
-
 #include "errors.pb.h"
 #include "soundstage/music/v1/song_service.grpc.pb.h"
 
@@ -27,9 +25,13 @@ std::ostream* sink = nullptr;  // opened with the first audio: a refused request
 uint64_t next_frame = 0;
 int num_failures = 0;  // in a row
 
+struct Call : grpc::ClientContext {
+  Call() { if (auto key = std::getenv("SOUNDSTAGE_KEY")) AddMetadata("authorization", std::string("Bearer ") + key); }
+};
+
 // Detached, the song would be finished for nobody.
 [[noreturn]] void cancel(const std::string& reason) {
-  grpc::ClientContext context;
+  Call context;
   context.set_deadline(std::chrono::system_clock::now() + milliseconds(5000));
   std::lock_guard lock(mutex);
   CancelSongRequest request;
@@ -80,7 +82,6 @@ int main(int argc, char** argv) {
   if (!options["--seed"].empty()) request.add_seeds(std::strtoul(options["--seed"].c_str(), nullptr, 10));
   request.mutable_output()->mutable_format()->set_encoding(encoding);
   request.set_detach(true);
-
   std::signal(SIGPIPE, SIG_IGN);  // a player that goes away is an error of write()
   sigset_t interrupt;
   sigemptyset(&interrupt);
@@ -88,8 +89,7 @@ int main(int argc, char** argv) {
   pthread_sigmask(SIG_BLOCK, &interrupt, nullptr);  // before gRPC starts threads of its own
   songs = SongService::NewStub(grpc::CreateChannel(options["--address"], grpc::InsecureChannelCredentials()));
   std::thread([&] { for (int signal; !sigwait(&interrupt, &signal);) cancel("Ctrl-C"); }).detach();
-
-  grpc::ClientContext context;
+  Call context;
   grpc::Status status = receive(songs->GenerateSong(&context, request));
   while (status.error_code() == grpc::UNAVAILABLE && !song.empty() && num_failures < 4) {
     std::this_thread::sleep_for(milliseconds(200 << num_failures++));
@@ -99,13 +99,14 @@ int main(int argc, char** argv) {
     rest.mutable_output()->mutable_format()->set_encoding(encoding);
     if (encoding == ENCODING_WAV && sink)
       rest.mutable_output()->mutable_format()->set_encoding(ENCODING_PCM);  // the header has come
-    else if (encoding != ENCODING_WAV && encoding != ENCODING_PCM && options["--output"] != "-")
+    else if (sink == &std::cout && encoding != ENCODING_PCM)
+      cancel("the connection was lost, and on a pipe only PCM and WAV can go on after that");
+    else if (encoding != ENCODING_WAV && encoding != ENCODING_PCM)
       rest.set_first_frame(0), sink = nullptr;  // other files must be of one piece
     std::cerr << "the connection was lost; going on at frame " << rest.first_frame() << std::endl;
-    grpc::ClientContext again;
+    Call again;
     status = receive(songs->StreamAudio(&again, rest));
   }
-
   if (!status.ok()) std::cerr << "error " << status.error_code() << ": " << status.error_message() << std::endl;
   google::rpc::Status rich;
   google::rpc::BadRequest bad_request;

@@ -14,23 +14,22 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	music "soundstage/music/v1"
 	types "soundstage/type/v1"
 )
 
 var (
-	caption  = flag.String("caption", "", "what the music is like")
-	duration = flag.Float64("duration", 10, "in seconds")
-	seed     = flag.Uint("seed", uint(time.Now().Unix()), "the same one makes the same song")
-	encoding = flag.String("encoding", "PCM", "or WAV, FLAC, MP3, OGG_OPUS, WEBM_OPUS, MP4_AAC, MP4_OPUS")
-	output   = flag.String("output", "song.pcm", `a file, or "-" for stdout`)
-	address  = flag.String("address", "127.0.0.1:50050", "of the gateway")
-
-	song      string
-	sink      *os.File // opened with the first audio: a refused request leaves no empty file behind
-	nextFrame uint64
-	failures  int // in a row
+	caption             = flag.String("caption", "", "what the music is like")
+	duration            = flag.Float64("duration", 10, "in seconds")
+	seed                = flag.Uint("seed", uint(time.Now().Unix()), "the same one makes the same song")
+	encoding            = flag.String("encoding", "PCM", "or WAV, FLAC, MP3, OGG_OPUS, WEBM_OPUS, MP4_AAC, MP4_OPUS")
+	output              = flag.String("output", "song.pcm", `a file, or "-" for stdout`)
+	address             = flag.String("address", "127.0.0.1:50050", "of the gateway")
+	song                string
+	sink                *os.File // opened with the first audio: a refused request leaves no empty file behind
+	nextFrame, failures uint64   // failures in a row
 )
 
 func audioAs(encoding string) *music.OutputOptions {
@@ -41,7 +40,6 @@ func audioAs(encoding string) *music.OutputOptions {
 	return &music.OutputOptions{Format: &types.AudioFormat{Encoding: types.Encoding(number)}}
 }
 
-// take takes what Recv answered of an event of GenerateSong or of StreamAudio.
 func take(event interface{ GetAudioChunk() *types.AudioChunk }, err error) error {
 	if err != nil {
 		return err
@@ -72,7 +70,8 @@ func take(event interface{ GetAudioChunk() *types.AudioChunk }, err error) error
 func main() {
 	log.SetFlags(0)
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGPIPE)
+	base := metadata.AppendToOutgoingContext(context.Background(), "authorization", "Bearer "+os.Getenv("SOUNDSTAGE_KEY"))
+	ctx, stop := signal.NotifyContext(base, os.Interrupt, syscall.SIGPIPE)
 	request := &music.GenerateSongRequest{Caption: *caption, Seeds: []uint32{uint32(*seed)}, Detach: true}
 	request.Metadata, request.Output = &types.SongMetadata{DurationS: duration}, audioAs(*encoding)
 	channel, err := grpc.Dial(*address, grpc.WithInsecure())
@@ -90,7 +89,10 @@ func main() {
 		rest := &music.StreamAudioRequest{Song: song, FirstFrame: nextFrame, Output: audioAs(*encoding)}
 		if *encoding == "WAV" && sink != nil {
 			rest.Output = audioAs("PCM") // the header has come
-		} else if *encoding != "WAV" && *encoding != "PCM" && *output != "-" {
+		} else if sink == os.Stdout && *encoding != "PCM" {
+			log.Print("the connection was lost, and on a pipe only PCM and WAV can go on after that")
+			break
+		} else if *encoding != "WAV" && *encoding != "PCM" {
 			rest.FirstFrame, sink = 0, nil // other files must be of one piece
 		}
 		log.Printf("the connection was lost; going on at frame %d", rest.FirstFrame)
@@ -103,17 +105,15 @@ func main() {
 		return
 	}
 	for _, detail := range status.Convert(err).Details() {
-		if bad, ok := detail.(*errdetails.BadRequest); ok {
-			for _, violation := range bad.FieldViolations {
-				log.Printf("%s: %s", violation.Field, violation.Description)
-			}
-		} else {
-			log.Print(detail)
+		log.Print(detail)
+		bad, _ := detail.(*errdetails.BadRequest)
+		for _, violation := range bad.GetFieldViolations() {
+			log.Printf("%s: %s", violation.Field, violation.Description)
 		}
 	}
-	if _, isCall := status.FromError(err); !isCall || ctx.Err() != nil {
+	if song != "" { // detached, it would be finished for nobody
 		stop() // so that one more Ctrl-C ends this at once
-		songs.CancelSong(context.Background(), &music.CancelSongRequest{Song: song})
+		songs.CancelSong(base, &music.CancelSongRequest{Song: song})
 	}
 	log.Fatal(err)
 }

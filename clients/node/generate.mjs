@@ -25,6 +25,8 @@ const definitions = loader.loadSync(["soundstage/music/v1/song_service.proto", "
 });
 const { SongService } = grpc.loadPackageDefinition(definitions).soundstage.music.v1;
 const client = new SongService(options.address, grpc.credentials.createInsecure());
+const metadata = new grpc.Metadata();
+if (process.env.SOUNDSTAGE_KEY) metadata.set("authorization", `Bearer ${process.env.SOUNDSTAGE_KEY}`);
 
 const encoding = `ENCODING_${options.encoding}`;
 const isKnown = definitions["soundstage.type.v1.Encoding"].type.value.some(({ name }) => name === encoding);
@@ -62,7 +64,8 @@ const rest = () => {
   const request = { song, first_frame: nextFrame, output: { format: { encoding } } };
   if (encoding === "ENCODING_WAV" && sink) {
     request.output.format.encoding = "ENCODING_PCM"; // the header has come
-  } else if (!["ENCODING_WAV", "ENCODING_PCM"].includes(encoding) && options.output !== "-") {
+  } else if (!["ENCODING_WAV", "ENCODING_PCM"].includes(encoding)) {
+    if (sink === process.stdout) throw new Error("the connection was lost, and on a pipe only PCM and WAV can go on");
     [request.first_frame, sink] = [0, undefined]; // other files must be of one piece
   }
   console.error(`the connection was lost; going on at frame ${request.first_frame}`);
@@ -70,7 +73,7 @@ const rest = () => {
 };
 
 const run = async (request) => {
-  let events = client.GenerateSong(request);
+  let events = client.GenerateSong(request, metadata);
   for (;;) {
     try {
       for await (const response of events) await take[response.event]?.(response[response.event]);
@@ -79,7 +82,7 @@ const run = async (request) => {
       if (error.code !== grpc.status.UNAVAILABLE || !song || failures === MAX_FAILURES) throw error;
     }
     await sleep(200 * 2 ** failures++);
-    events = client.StreamAudio(rest());
+    events = client.StreamAudio(rest(), metadata);
   }
 };
 
@@ -98,7 +101,7 @@ const explain = (error) => {
 };
 
 // Detached, the song would be finished for nobody.
-const cancel = (reason) => client.CancelSong({ song }, { deadline: Date.now() + 5000 }, () => {
+const cancel = (reason) => client.CancelSong({ song }, metadata, { deadline: Date.now() + 5000 }, () => {
   console.error(`cancelled: ${reason}`);
   process.exit(1);
 });
@@ -106,8 +109,8 @@ process.on("SIGINT", () => cancel("Ctrl-C"));
 
 try {
   const seeds = options.seed === undefined ? [] : [Number(options.seed)];
-  const metadata = { duration_s: Number(options.duration) };
-  await run({ caption: options.caption, seeds, metadata, output: { format: { encoding } }, detach: true });
+  const length = { duration_s: Number(options.duration) };
+  await run({ caption: options.caption, seeds, metadata: length, output: { format: { encoding } }, detach: true });
 } catch (error) {
   if (error.metadata) {
     explain(error);

@@ -77,8 +77,10 @@ class Dropping(SomeMethods):
         self.generated: list[GenerateSongRequest] = []
         self.streamed: list[StreamAudioRequest] = []
         self.cancelled = threading.Event()
+        self.keys: list[str] = []
 
     def GenerateSong(self, request: GenerateSongRequest, context: Context) -> Iterator[GenerateSongResponse]:
+        self.note_key(context)
         self.generated.append(request)
         yield GenerateSongResponse(accepted=Accepted(song=SONG, seeds=request.seeds or [7]))
         yield GenerateSongResponse(progress=Progress(stage=STAGE_LM, done=1, total=2))
@@ -89,6 +91,7 @@ class Dropping(SomeMethods):
                 yield GenerateSongResponse(audio_chunk=piece)
 
     def StreamAudio(self, request: StreamAudioRequest, context: Context) -> Iterator[StreamAudioResponse]:
+        self.note_key(context)
         self.streamed.append(request)
         assert request.song == SONG
         for piece in self._survivors(request.output.format, request.first_frame, context):
@@ -100,8 +103,12 @@ class Dropping(SomeMethods):
 
     def CancelSong(self, request: CancelSongRequest, context: Context) -> CancelSongResponse:
         assert request.song == SONG
+        self.note_key(context)
         self.cancelled.set()
         return CancelSongResponse()
+
+    def note_key(self, context: Context) -> None:
+        self.keys += [str(value) for name, value in context.invocation_metadata() if name == "authorization"]
 
     def _survivors(
         self, audio_format: AudioFormat, first_frame: int, context: Context
@@ -210,6 +217,40 @@ def test_a_file_that_cannot_be_joined_begins_again(client: list[str], tmp_path: 
     assert done.returncode == 0, done.stderr
     assert path.read_bytes() == HEADERS["FLAC"] + PCM
     assert [request.first_frame for request in service.streamed] == [0, 0]
+
+
+def test_a_pipe_that_cannot_be_joined_ends_with_an_error(client: list[str]) -> None:
+    service = Dropping([3])
+    with Served(service) as address:
+        done = run(client, address, encoding="FLAC", output="-")
+    assert done.returncode == 1
+    assert done.stdout == HEADERS["FLAC"] + PCM[: CHUNK_FRAMES * 4]
+    assert b"on a pipe only PCM and WAV" in done.stderr
+    assert service.cancelled.is_set()
+    assert service.streamed == []
+
+
+def test_a_pipe_that_has_nothing_yet_can_begin_again(client: list[str]) -> None:
+    service = Dropping([1])
+    with Served(service) as address:
+        done = run(client, address, encoding="FLAC", output="-")
+    assert (done.returncode, done.stdout) == (0, HEADERS["FLAC"] + PCM)
+
+
+def test_a_key_goes_with_every_call(client: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SOUNDSTAGE_KEY", "sesame")
+    service = Dropping([3])
+    with Served(service) as address:
+        done = run(client, address, encoding="FLAC", output="-")
+        again = run(client, address, output=tmp_path / "song.pcm")
+    assert (done.returncode, again.returncode) == (1, 0)
+    assert service.keys == ["Bearer sesame"] * 3
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_client_is_short_enough_to_be_read(program: str) -> None:
+    [file] = (CLIENTS / program).glob("generate.*")
+    assert len(file.read_text().splitlines()) < 120
 
 
 def test_a_lost_service_is_given_up(client: list[str], tmp_path: Path) -> None:
