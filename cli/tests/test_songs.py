@@ -310,6 +310,21 @@ def test_a_song_is_played_to_its_end(gateway: str, keeping: Keeping, player: Pat
         assert (request.caption, request.metadata.duration_s, [*request.seeds]) == ("x", 3, [5])
 
 
+@pytest.mark.players
+def test_a_real_ffplay_plays_a_song_to_its_end(
+    gateway: str, keeping: Keeping, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = tmp_path / "heard"
+    monkeypatch.setenv("SDL_AUDIODRIVER", "disk")  # as a card that writes down what it plays
+    monkeypatch.setenv("SDL_DISKAUDIOFILE", str(heard))
+    keeping.keep("a", variants=[SongVariant()])
+    keeping.cuts = [4]
+    done = run(gateway, "play", "a", "--player", "ffplay")
+    assert done.exit_code == 0, done.output
+    assert len(keeping.streamed) == 2
+    assert heard.read_bytes().strip(b"\0").startswith(PCM.strip(b"\0"))
+
+
 def run_player(gateway: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, *arguments: Any) -> Result:
     make_player(tmp_path, monkeypatch, script)
     return run(gateway, "play", "a", *arguments)

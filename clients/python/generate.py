@@ -99,8 +99,8 @@ def main() -> int:
     parser.add_argument("--output", default="song.pcm", help='a file, or "-" for stdout')
     parser.add_argument("--address", default="127.0.0.1:50050")
     options = parser.parse_args()
-    metadata = {"duration_s": options.duration}
-    request = music.GenerateSongRequest(caption=options.caption, seeds=options.seed, metadata=metadata, detach=True)
+    request = music.GenerateSongRequest(caption=options.caption, seeds=options.seed, detach=True)
+    request.metadata.duration_s = options.duration
     request.output.format.encoding = encoding = Encoding.Value(f"ENCODING_{options.encoding}")
     songs = SongServiceStub(grpc.insecure_channel(options.address))
     download = Download(songs, options.output, encoding)
