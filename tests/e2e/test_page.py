@@ -366,7 +366,7 @@ async def test_a_part_that_is_dragged_over_is_made_anew(page: Page, song: str, a
 def sound(url: str) -> NDArray[np.float32]:
     """All samples of a song, [frames, 2]."""
     with urllib.request.urlopen(f"{url}/audio.wav?sample_format=f32") as answer:
-        return soundfile.read(io.BytesIO(answer.read()), dtype="float32")[0]
+        return soundfile.read(io.BytesIO(answer.read()))[0].astype(np.float32)
 
 
 async def drag(page: Page, start: float, end: float) -> None:
@@ -474,6 +474,17 @@ async def test_all_can_be_named_reached_and_read(page: Page, song: str) -> None:
     for scheme in ("light", "dark"):
         await page.emulate_media(color_scheme=scheme)
         assert await page.evaluate(FAINT) == []
+
+
+@pytest.mark.players
+async def test_ffmpeg_plays_the_playlist_of_a_song_in_the_making(address: str) -> None:
+    name = ask("POST", f"{address}/v1/songs", {**SHORT, "metadata": {"duration_s": 60}})["song"]["name"]
+    command = "ffmpeg -nostdin -loglevel error -live_start_index 0 -f hls -i {url} -f s16le -ac 2 -ar 48000 -"
+    command = command.format(url=f"{address}/v1/{name}/hls/index.m3u8")
+    player = await asyncio.create_subprocess_exec(*command.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    heard, told = await asyncio.wait_for(player.communicate(), 120)
+    assert (player.returncode, told) == (0, b"")
+    assert 0 <= len(heard) // 4 - 60 * 48_000 <= 2048  # the codec's delay, and its last block
 
 
 @pytest.mark.parametrize("width", [1280, 390])
