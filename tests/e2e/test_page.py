@@ -120,9 +120,13 @@ async def page(browser: Browser, address: str) -> AsyncIterator[Page]:
 def song(address: str) -> str:
     """The name of a song that is made."""
     name = ask("POST", f"{address}/v1/songs", SHORT)["song"]["name"]
+    wait_until_made(address, name)
+    return name
+
+
+def wait_until_made(address: str, name: str) -> None:
     with urllib.request.urlopen(f"{address}/v1/{name}/events") as events:
         assert events.read().endswith(b"event: end\ndata: {}\n\n")
-    return name
 
 
 def ask(method: str, url: str, body: Any = None) -> Any:
@@ -474,6 +478,20 @@ async def test_all_can_be_named_reached_and_read(page: Page, song: str) -> None:
     for scheme in ("light", "dark"):
         await page.emulate_media(color_scheme=scheme)
         assert await page.evaluate(FAINT) == []
+
+
+async def test_a_song_without_words_is_named_by_its_source_however_long(page: Page, address: str) -> None:
+    source = ask("POST", f"{address}/v1/songs", {**SHORT, "caption": "x" * 200})["song"]["name"]
+    wait_until_made(address, source)
+    request = {"source": f"{source}/variants/0", "task": {"repaint": {"start_s": 2}}, **SHORT, "caption": ""}
+    del request["metadata"]  # the song is as long as its source
+    name = ask("POST", f"{address}/v1/songs", request)["song"]["name"]
+    await page.set_viewport_size({"width": 390, "height": 800})
+    await page.reload()
+    await page.goto(f"{address}/#{name}")
+    await expect(page.locator("#title")).to_have_text(f"From {'x' * 200}")
+    await expect(page.locator("#about")).to_contain_text(f"made from {'x' * 200}")
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 @pytest.mark.players

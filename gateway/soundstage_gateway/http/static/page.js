@@ -88,7 +88,13 @@ const showAt = (query) => (error) => (find(query).textContent = error?.message ?
 /** @param {Json} song */
 function titleOf({ request = {} }) {
   const words = request.caption || (request.lyrics ?? "").replace(/\[.*?\]/g, "").trim().split("\n")[0];
-  return words || `From ${request.source ?? "nothing"}`;
+  return words || `From ${nameOf(request.source ?? "nothing")}`;
+}
+
+/** @param {string} source @returns {string} the title of a song, or a file's name */
+function nameOf(source) {
+  const song = list.songs.find(({ name }) => source.startsWith(name));
+  return song ? titleOf(song) : (list.uploads.find(({ value }) => value === source)?.text ?? source);
 }
 
 /** @param {Json} variant */
@@ -103,6 +109,7 @@ async function loadSongs(isMore = false) {
     Object.assign(list, { songs: isMore ? [...list.songs, ...songs] : songs, next: nextPageToken });
   }, showAt("#songs .error"));
   showSongs();
+  if (view.song) showAbout(); // it may be named by its source
 }
 
 function showSongs() {
@@ -185,7 +192,6 @@ function trackOf(variant) {
 
 /** @param {Json} song */
 function showSong(song) {
-  find("#title").textContent = titleOf(song);
   find("#repaint-caption").value = song.request.caption ?? "";
   find("#variant").hidden = song.variants.length < 2;
   find("#variant").replaceChildren(make("legend", {}, "Variant"), ...song.variants.flatMap(variantChoice));
@@ -211,6 +217,7 @@ function showAbout() {
     source && `made from ${source}`,
     view.heardAfterS && `heard after ${view.heardAfterS.toFixed(1)} s`,
   ];
+  find("#title").textContent = titleOf(/** @type {Json} */ (view.song));
   find("#about").textContent = parts.filter(Boolean).join(" · ");
 }
 
