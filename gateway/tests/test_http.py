@@ -207,6 +207,15 @@ async def test_a_failed_song_is_an_error_and_no_empty_file(deploy: Deploy) -> No
             assert "dit" in answer.json()["error"]["message"]
 
 
+async def test_head_is_refused_as_get_is(deploy: Deploy) -> None:
+    async with deploy(Broken("dit")) as deployment, client(deployment) as http:
+        path = await create(http)
+        for what in ("audio.wav", "audio.webm?variant=7", "audio.aiff", "hls/index.m3u8", "events?x=1"):
+            asked, headed = await http.get(f"{path}/{what}"), await http.head(f"{path}/{what}")
+            assert (headed.status_code, headed.content) == (asked.status_code, b""), what
+            assert headed.status_code >= 400
+
+
 async def test_a_song_that_fails_while_it_plays_is_cut_and_not_ended(deploy: Deploy) -> None:
     async with deploy(Broken("vae")) as deployment, client(deployment) as http:
         path = await create(http)
