@@ -419,6 +419,14 @@ async def test_a_refusal_marks_the_field_and_says_why(page: Page) -> None:
     await expect(page.locator("#bpm-error")).to_have_text("is “fast”; must be a number")
 
 
+async def test_an_error_of_the_servers_own_is_told_with_its_id(page: Page) -> None:
+    body = json.dumps({"error": {"code": 13, "message": "an internal error", "requestId": "a1b2"}})
+    await page.route("**/v1/songs", lambda route: route.fulfill(status=500, body=body))
+    await page.fill("#caption", "a bright tune")
+    await page.click("#make")
+    await expect(page.locator("#order-error")).to_have_text("an internal error (a1b2)")
+
+
 async def test_a_server_that_is_gone_costs_no_words(page: Page) -> None:
     await page.fill("#caption", "a bright tune")
     await page.context.set_offline(True)

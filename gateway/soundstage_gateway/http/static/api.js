@@ -65,7 +65,8 @@ async function readError(answer) {
   const { error } = await answer.json().catch(() => ({}));
   if (!error) return new ServerError(`The server answered ${answer.status} ${answer.statusText}.`, answer.status);
   const later = error.retryAfterS ? ` Try again in ${Math.ceil(error.retryAfterS)} s.` : "";
-  return new ServerError(error.message + later, answer.status, error.violations);
+  const id = answer.status === 500 && error.requestId ? ` (${error.requestId})` : ""; // by which the log has it
+  return new ServerError(error.message + later + id, answer.status, error.violations);
 }
 
 /** @type {Promise<void> | null} */
