@@ -44,7 +44,7 @@ def test_a_forward_pass_of_the_diffusion(network: str, width: int, frames: int, 
     [taken] = measure(network, (frames, songs))
     predicted = velocity_bytes(
         shape(width, 8, heads=width // 128),
-        tokens=songs * frames // 2,
+        tokens=frames // 2,  # songs go through the layers one by one
         longest=frames // 2,
         itemsize=4,
         in_blocks=True,

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
-import torch
 from torch import Tensor
 
+from soundstage_device.shortage import is_out_of_memory
 from soundstage_device.worker import DeviceMemoryError
 from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.scheduler import Load, Queued, count_tokens, total_tokens
@@ -67,14 +67,15 @@ class Journey:
             self.wanted, self.latents = None, end.value
         except ServiceError as error:
             self.failure = error
-        except torch.OutOfMemoryError:
-            self.context.run(_log.warning, "song_ran_out_of_memory")
-            self.failure = DeviceMemoryError(
-                "the device has no memory left for this song just now; a shorter one needs less", retry_after_s=1.0
-            )
         except Exception as error:
-            self.context.run(_log.exception, "song_failed")
-            self.failure = DenoiseError(f"the song failed between steps: {type(error).__name__}")
+            if is_out_of_memory(error):
+                self.context.run(_log.warning, "song_ran_out_of_memory")
+                self.failure = DeviceMemoryError(
+                    "the device has no memory left for this song just now; a shorter one needs less", retry_after_s=1.0
+                )
+            else:
+                self.context.run(_log.exception, "song_failed")
+                self.failure = DenoiseError(f"the song failed between steps: {type(error).__name__}")
 
     def tell(self) -> bool:
         """Tell the caller what has come of the latest step; returns whether it was the last."""

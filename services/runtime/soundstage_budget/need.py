@@ -294,8 +294,10 @@ def need_dit(
             weights = ends + max(layers, model.largest_piece * itemsize)
     frames = min(max_duration_s * LATENT_RATE_HZ, MAX_LATENT_FRAMES)
     longest = -(-frames // FRAMES_PER_TOKEN)
-    of_a_song = longest * (2 if model.is_guided else 1)
-    tokens = max(of_a_song, min(max_tokens, max_batch * of_a_song), _ENCODED_AT_ONCE)
+    # A CPU has one velocity at a time.
+    of_a_song = longest * (2 if model.is_guided and on_card else 1)
+    at_once = min(max_tokens, max_batch * of_a_song) if on_card else 0
+    tokens = max(of_a_song, at_once, _ENCODED_AT_ONCE)
     longest = max(longest, _ENCODED_AT_ONCE)
     silence = MAX_LATENT_FRAMES * LATENT_CHANNELS * itemsize
     in_blocks = not on_card and dtype == "float32"
