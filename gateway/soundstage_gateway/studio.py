@@ -337,8 +337,8 @@ class Studio:
         if kept.name in self._makings:  # else it is stopped for now, and begun again later
             self._metrics.count_song(kept.song)
             try:
-                if kept.song.state != SONG_STATE_COMPLETED:
-                    self._store.remove_splice(kept.name)
+                if not any(variant.frame_count for variant in kept.song.variants):
+                    self._store.remove_splice(kept.name)  # else what can be played needs it
                 await self._store.update(kept)
             except Exception:  # a full disk, say: this process still knows the song, and the next begins it again
                 _log.exception("song_not_written", song=kept.name)

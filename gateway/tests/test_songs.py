@@ -197,6 +197,22 @@ async def test_a_failed_song_tells_why_now_and_later(deploy: Deploy) -> None:
     assert "secret" not in left.error.message
 
 
+class Halting(Steady):
+    """A diffusion stage that makes its first song, and halts in the next until it is told to break."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.num_begun = 0
+        self.has_to_break = asyncio.Event()
+
+    async def between(self) -> None:
+        self.num_begun += 1
+        if self.num_begun > 1:
+            self.begun.set()
+            await self.has_to_break.wait()
+            raise RuntimeError("the second song")
+
+
 class Full(Store):
     """A store whose disk is full once a song is begun."""
 
@@ -370,6 +386,35 @@ async def test_a_cancelled_repaint_leaves_nothing_of_its_source(deploy: Deploy, 
         assert {file.name for file in (tmp_path / "songs" / song).iterdir()} >= {"source.npy"}
         await stub(deployment).CancelSong(CancelSongRequest(song=song))
         assert list((tmp_path / "songs" / song).iterdir()) == []
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed", "left"])
+async def test_what_is_made_of_an_unfinished_repaint_keeps_its_sources_samples(deploy: Deploy, end: str) -> None:
+    async with deploy() as deployment:
+        source = await made(deployment, seeds=[3])
+    halting = Halting("dit")
+    async with deploy(halting, tape_limit_bytes=1) as deployment:
+        task = {"repaint": {"start_s": 1, "end_s": 2}}
+        wanted = request(task=task, source=source, metadata=None, variants=2, seeds=[7, 8])
+        call = stub(deployment).GenerateSong(wanted)
+        events = aiter(call)
+        song = (await anext(events)).accepted.song
+        made_first = -1
+        while made_first < 0:
+            event = await anext(events)
+            made_first = event.variant if event.HasField("audio_header") else -1
+        whole = pcm(await stream(deployment, song, variant=made_first))
+        await asyncio.wait_for(halting.begun.wait(), 5)
+        if end == "cancelled":
+            await stub(deployment).CancelSong(CancelSongRequest(song=song))
+        elif end == "left":
+            call.cancel()
+        else:
+            halting.has_to_break.set()
+        await refusal(watch(deployment, song))
+        again = pcm(await stream(deployment, song, variant=made_first))
+    assert np.frombuffer(whole, "<i2")[0] == 3  # the source's own first sample
+    assert again == whole
 
 
 async def test_a_deleted_song_is_gone(deploy: Deploy) -> None:
