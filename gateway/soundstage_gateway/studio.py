@@ -125,6 +125,7 @@ class Studio:
         self._metrics = metrics
         self._keep_s = keep_s
         self._makings: dict[str, Making] = {}
+        self._waiting: dict[str, KeptSong] = {}  # written down, and not begun, or not again
         self._sweeping: asyncio.Task[None] | None = None
         self._resuming: asyncio.Task[None] | None = None
 
@@ -136,9 +137,10 @@ class Studio:
     async def open(self) -> None:
         """Begin again what a process before this one has not ended."""
         await self._store.open()
+        self._waiting = {kept.name: kept for kept in await self._store.running()}
         self._sweeping = asyncio.create_task(self._sweep_often())
-        waiting = [kept for kept in await self._store.running() if not await self._resume(kept)]
-        self._resuming = asyncio.create_task(self._resume_often(waiting))
+        left = [name for name in list(self._waiting) if not await self._resume(name)]
+        self._resuming = asyncio.create_task(self._resume_often(left))
 
     async def close(self) -> None:
         """Stop all songs; those that are detached are begun again when the studio opens again."""
@@ -165,15 +167,19 @@ class Studio:
             kept = KeptSong(song=song, request_id=request_id, is_detached=is_detached)
             kept.model_fingerprint = fingerprints[STAGE_VAE]
             making = Making(kept=kept, order=order, fingerprints=fingerprints, places=places)
+            self._waiting[name] = kept
             try:
                 await self._store.add(kept, order.splice)
             except BaseException as error:
                 if is_detached and isinstance(error, asyncio.CancelledError):
                     self._start(making)  # it outlives its call, and whoever asks again finds it
                 else:
+                    self._waiting.pop(name, None)
                     await self._store.remove(name)
                 raise
-            return self._start(making)
+            if not self._start(making):
+                raise SongCancelledError("the song was cancelled before it was begun")
+            return making
 
     async def _accept(
         self, request: GenerateSongRequest, places: AsyncExitStack
@@ -187,7 +193,7 @@ class Studio:
     async def find(self, name: str) -> KeptSong:
         """Return a song; raises SongUnknownError."""
         making = self._makings.get(name)
-        kept = making.kept if making else await self._store.find(name)
+        kept = making.kept if making else self._waiting.get(name) or await self._store.find(name)
         if kept is None:
             raise SongUnknownError(
                 f"song is {name[:64]!r}, which is not kept here, or no longer; "
@@ -203,7 +209,8 @@ class Studio:
     async def page(self, size: int, *, before: int | None) -> tuple[list[KeptSong], int | None]:
         """Return a page of songs as Store.page does."""
         page, last = await self._store.page(size, before=before)
-        return [self._makings[kept.name].kept if kept.name in self._makings else kept for kept in page], last
+        known = self._waiting | {name: making.kept for name, making in self._makings.items()}
+        return [known.get(kept.name, kept) for kept in page], last
 
     async def watch(self, name: str, *, after: int | None = None) -> AsyncGenerator[GenerateSongResponse, None]:
         """Yield a song's events but its audio; raises ServiceError, at the end the song's own."""
@@ -217,6 +224,9 @@ class Studio:
         kept = await self.find(name)
         if name in self._makings:
             await self.stop(self._makings[name])
+        elif self._waiting.pop(name, None):
+            kept.song.state = SONG_STATE_CANCELLED
+            await self._write_end(kept)
         return kept
 
     async def stop(self, making: Making) -> None:
@@ -270,7 +280,10 @@ class Studio:
             await self._store.update(kept)
         return peak
 
-    def _start(self, making: Making) -> Making:
+    def _start(self, making: Making) -> bool:
+        """Begin a song that waits; False where it does not any more, as it was cancelled or deleted."""
+        if not self._waiting.pop(making.kept.name, None):
+            return False
         name_song(making.kept.name)
         if making.kept.is_detached:
             detach()
@@ -282,11 +295,13 @@ class Studio:
         making.log.append(GenerateSongResponse(accepted=accepted))
         making.work = asyncio.create_task(self._make(making))
         making.end = asyncio.create_task(self._conclude(making))
-        return making
+        return True
 
-    async def _resume(self, kept: KeptSong) -> bool:
+    async def _resume(self, name: str) -> bool:
         """Begin a song of an earlier process again, with its seeds; False where that may go better later."""
-        error = None
+        kept, error = self._waiting.get(name), None
+        if kept is None:
+            return True
         if kept.is_detached:
             try:
                 async with AsyncExitStack() as places:
@@ -297,17 +312,18 @@ class Studio:
                 error = _first(failure)
                 if error.code in _PASSING:
                     return False
-        kept.song.state = SONG_STATE_FAILED if error else SONG_STATE_CANCELLED
-        if error:
-            kept.song.error.CopyFrom(_write_error(error))
-        await self._store.update(kept)
+        if self._waiting.pop(name, None):
+            kept.song.state = SONG_STATE_FAILED if error else SONG_STATE_CANCELLED
+            if error:
+                kept.song.error.CopyFrom(_write_error(error))
+            await self._write_end(kept)
         return True
 
-    async def _resume_often(self, waiting: list[KeptSong]) -> None:
+    async def _resume_often(self, names: list[str]) -> None:
         """Begin songs again as soon as the stages are there and there is room."""
-        while waiting:
+        while names:
             await asyncio.sleep(_RESUME_S)
-            waiting = [kept for kept in waiting if not await self._resume(kept)]
+            names = [name for name in names if not await self._resume(name)]
 
     async def _make(self, making: Making) -> None:
         """Run the variants side by side; the first error ends them all."""
@@ -335,17 +351,21 @@ class Studio:
             kept.song.state = SONG_STATE_COMPLETED
         is_written = True
         if kept.name in self._makings:  # else it is stopped for now, and begun again later
-            self._metrics.count_song(kept.song)
             try:
-                if not any(variant.frame_count for variant in kept.song.variants):
-                    self._store.remove_splice(kept.name)  # else what can be played needs it
-                await self._store.update(kept)
+                await self._write_end(kept)
             except Exception:  # a full disk, say: this process still knows the song, and the next begins it again
                 _log.exception("song_not_written", song=kept.name)
                 is_written = False
         making.log.close(error)
         if is_written:
             self._makings.pop(kept.name, None)
+
+    async def _write_end(self, kept: KeptSong) -> None:
+        """Write down how a song has ended, and let go what it does not need any more."""
+        self._metrics.count_song(kept.song)
+        if not any(variant.frame_count for variant in kept.song.variants):
+            self._store.remove_splice(kept.name)  # else what can be played needs it
+        await self._store.update(kept)
 
     async def _make_variant(self, making: Making, number: int, source: Heard) -> None:
         order, kept = making.order, making.kept
@@ -441,7 +461,11 @@ class Studio:
 
     async def sweep(self) -> None:
         """Forget what has expired, and what there is no room for."""
-        for name in await self._store.sweep(time.time()):
+        now_s = time.time()
+        for kept in list(self._waiting.values()):
+            if kept.song.expire_time.ToMilliseconds() / 1000 <= now_s:
+                await self.delete(kept.name)
+        for name in await self._store.sweep(now_s):
             self._tapes.remove(name)
             self._shelf.remove(name)
             _log.info("song_forgotten", song=name)

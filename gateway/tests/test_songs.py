@@ -309,6 +309,41 @@ async def test_a_song_is_begun_again_as_soon_as_the_stages_are_there(deploy: Dep
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_song_that_waits_to_be_begun_again_can_be_cancelled_or_deleted_or_expires(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit")) as deployment:
+        cancelled, deleted, other = [(await create(deployment)).name for _ in range(3)]
+    async with deploy(Stuck("dit"), keep_s=0.001) as deployment:
+        expired = (await create(deployment)).name
+    async with deploy(late="vae") as deployment:
+        left = (await stub(deployment).CancelSong(CancelSongRequest(song=cancelled))).song
+        await stub(deployment).DeleteSong(DeleteSongRequest(song=deleted))
+        await deployment.studio.sweep()
+        heard = [await refusal(watch(deployment, song)) for song in (cancelled, deleted, expired)]
+        await deployment.servers["vae"].start()
+        async with asyncio.timeout(20):
+            await watch_patiently(deployment, other)
+        listed = (await stub(deployment).ListSongs(ListSongsRequest())).songs
+        assert len(deployment.stages["dit"].requests) == 1
+    assert left.state == SONG_STATE_CANCELLED
+    assert [read_details(error).reason for error in heard] == ["SONG_CANCELLED", "SONG_UNKNOWN", "SONG_UNKNOWN"]
+    states = {song.name: song.state for song in listed}
+    assert states == {cancelled: SONG_STATE_CANCELLED, other: SONG_STATE_COMPLETED}
+
+
+async def test_a_song_that_is_only_written_down_can_be_cancelled(deploy: Deploy) -> None:
+    async with deploy(make_store=Slow) as deployment:
+        slow = asyncio.create_task(create(deployment))
+        await store(deployment, Slow).begun.wait()
+        [waiting] = (await stub(deployment).ListSongs(ListSongsRequest())).songs
+        left = (await stub(deployment).CancelSong(CancelSongRequest(song=waiting.name))).song
+        store(deployment, Slow).go_on.set()
+        error = await refusal(slow)
+        again = await get(deployment, waiting.name)
+        assert deployment.stages["lm"].requests == []
+    assert left.state == again.state == SONG_STATE_CANCELLED
+    assert read_details(error).reason == "SONG_CANCELLED"
+
+
 async def test_a_song_that_cannot_be_begun_again_is_failed_and_stops_no_other(deploy: Deploy, tmp_path: Path) -> None:
     async with deploy() as deployment:
         source = await made(deployment)
