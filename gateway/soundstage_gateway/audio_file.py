@@ -92,6 +92,11 @@ def is_silent(samples: Samples) -> bool:
     return bool(max(samples.max(), -samples.min()) < _SILENCE)
 
 
+def clamp(samples: Samples, *, out: Samples | None = None) -> Samples:
+    """Keep samples between -1 and 1, as all that is heard is; a 16-bit source may reach a step below, and keeps it."""
+    return np.clip(samples, np.float32(-32_768 / 32_767), np.float32(1), out=out)
+
+
 def _told_length_s(stream: AudioStream) -> float:
     """Return the length that a file tells, 0 if it tells none, and refuse one that is too long before it is decoded."""
     told_s = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
@@ -136,8 +141,7 @@ def _gather(pieces: Iterator[Samples]) -> Samples:
         start, length = length, length + len(samples)
         if length > _LONGEST_FRAMES:
             _refuse(f"is longer than {DURATION_RANGE_S[1]:g} s; cut it")
-        # A 16-bit source may reach a step below -1, and keeps it.
-        np.clip(samples, np.float32(-32_768 / 32_767), np.float32(1), out=kept[start:length])
+        clamp(samples, out=kept[start:length])
     if length < SAMPLES_PER_LATENT:
         shortest_s = SAMPLES_PER_LATENT / SAMPLE_RATE_HZ
         _refuse(f"is {length / SAMPLE_RATE_HZ:g} s long; send at least {shortest_s:g} s")

@@ -13,6 +13,7 @@ from soundstage.stage.v1.vae_service_pb2 import EncodeRequest, EncodeResponse, E
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_gateway.audio_file import Samples
+from soundstage_gateway.sound import OpenSound
 from soundstage_gateway.stages import Stages, ask
 from soundstage_runtime.pcm import audio_chunks
 from soundstage_runtime.score import REFERENCE_LATENTS, SAMPLES_PER_LATENT
@@ -43,13 +44,25 @@ async def encode(
         return [response.latents async for response in responses]
 
 
-def reference_windows(samples: Samples, *, seed: int) -> list[Samples]:
-    """Cut what is heard of a reference [n, 2], repeated to at least 30 s: 10 s out of each of its thirds."""
+async def reference_windows(sound: OpenSound, *, seed: int) -> AsyncGenerator[Samples, None]:
+    """Yield what is heard of a reference [n, 2], repeated to at least 30 s: 10 s out of each of its thirds.
+
+    Nothing else of it is read, unless it is shorter than that. Raises ServiceError.
+    """
     draw = random.Random(seed)
-    third = math.ceil(REFERENCE_FRAMES / len(samples)) * len(samples) // _WINDOWS
+    third = math.ceil(REFERENCE_FRAMES / sound.num_frames) * sound.num_frames // _WINDOWS
     rooms = [int(draw.random() * (third - _WINDOW_FRAMES + 1)) for _ in range(_WINDOWS)]
     starts = [index * third + room for index, room in enumerate(rooms)]
-    return [samples[np.arange(start, start + _WINDOW_FRAMES) % len(samples)] for start in starts]
+    if sound.num_frames < REFERENCE_FRAMES:
+        async with aclosing(sound.read(0, sound.num_frames)) as pieces:
+            samples = np.concatenate([piece async for piece in pieces])
+        for start in starts:
+            yield samples[np.arange(start, start + _WINDOW_FRAMES) % sound.num_frames]
+        return
+    for start in starts:
+        async with aclosing(sound.read(start, start + _WINDOW_FRAMES)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 def shift(chunks: Iterable[LatentChunk], frames: int) -> Iterable[LatentChunk]:

@@ -8,9 +8,9 @@ from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOpt
 from soundstage.type.v1.options_pb2 import AdapterUse, DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.task_pb2 import Task
-from soundstage_gateway.audio_file import Recording, Samples
 from soundstage_gateway.audio_format import Output, read_output
 from soundstage_gateway.canvas import Canvas
+from soundstage_gateway.sound import Sound
 from soundstage_gateway.splice import Splice
 from soundstage_gateway.task import lay_out
 from soundstage_runtime.score import CODE_RATE_HZ, DURATION_RANGE_S, INSTRUMENTAL, MAX_REFERENCES
@@ -28,7 +28,8 @@ _UPLOAD = "send the file with AudioService.UploadAudio and give the asset that i
 class Order:
     """A valid request. `seeds` has one entry for every variant; `codes` are the user's own.
 
-    `source` is what the task works on; the task's times count from its beginning. `splice` is what of it is kept.
+    `source` is what the task works on, the sound that `source_name` names; the task's times count from its beginning.
+    `splice` is what of it is kept. `references` are names too.
     """
 
     caption: str
@@ -38,9 +39,10 @@ class Order:
     planner: PlannerOptions
     codes: tuple[int, ...]
     task: Task
+    source_name: str
     source: Canvas | None
     splice: Splice | None
-    references: tuple[Samples, ...]
+    references: tuple[str, ...]
     adapters: tuple[AdapterUse, ...]
     diffusion: DiffusionOptions
     model: str
@@ -50,14 +52,14 @@ class Order:
 
 def read_order(
     request: GenerateSongRequest,
-    recordings: Mapping[str, Recording | None],
+    sounds: Mapping[str, Sound | None],
     *,
     draw_seed: Callable[[], int],
     max_variants: int = MAX_VARIANTS,
 ) -> Order:
     """Check every field and fill in what is left open; raises InvalidRequestError naming all that are bad.
 
-    `recordings` are what the request's source and references name, as far as there is such a thing; None stands for a
+    `sounds` are what the request's source and references name, as far as there is such a thing; None stands for a
     song that has no audio, or not yet.
     """
     checks = Checks()
@@ -70,8 +72,8 @@ def read_order(
         checks.refuse("codes", f"has {len(request.codes)} entries; at least {MIN_CODES}, a second of music")
     _check_codes_duration(checks, request)
     checks.task(request.task, field="task")
-    source = _find_source(checks, request, recordings)
-    references = _find_references(checks, request, recordings)
+    source = _find_source(checks, request, sounds)
+    references = _find_references(checks, request, sounds)
     adapters = _read_adapters(checks, request.adapters)
     planner = request.planner
     is_planned = not request.codes and not _kind(request) and (planner.enabled or not planner.HasField("enabled"))
@@ -84,7 +86,7 @@ def read_order(
     if len(request.seeds) > variants:
         checks.refuse("seeds", f"has {len(request.seeds)} entries for {variants} variants; at most one for each")
     checks.finish()
-    layout = lay_out(checks, request.task, source) if source else None
+    layout = lay_out(checks, request.task, source.num_frames) if source else None
     checks.finish()
     if layout:
         metadata.duration_s = layout.canvas.duration_s
@@ -96,6 +98,7 @@ def read_order(
         planner=planner,
         codes=tuple(request.codes),
         task=layout.task if layout else request.task,
+        source_name=request.source,
         source=layout.canvas if layout else None,
         splice=layout.splice if layout else None,
         references=references,
@@ -126,9 +129,7 @@ def count_variants(request: GenerateSongRequest) -> int:
     return request.variants if request.HasField("variants") else 1
 
 
-def _find_source(
-    checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording | None]
-) -> Recording | None:
+def _find_source(checks: Checks, request: GenerateSongRequest, sounds: Mapping[str, Sound | None]) -> Sound | None:
     """Find the source, and refuse what does not go with the task and it."""
     kind = _kind(request)
     if kind and request.planner.enabled:
@@ -148,32 +149,32 @@ def _find_source(
         checks.refuse("codes", "must be empty when source is set; give one of them")
     if request.metadata.HasField("duration_s"):
         checks.refuse("metadata.duration_s", "must not be set; the song is as long as its source")
-    return _find(checks, "source", request.source, recordings)
+    return _find(checks, "source", request.source, sounds)
 
 
 def _find_references(
-    checks: Checks, request: GenerateSongRequest, recordings: Mapping[str, Recording | None]
-) -> tuple[Samples, ...]:
+    checks: Checks, request: GenerateSongRequest, sounds: Mapping[str, Sound | None]
+) -> tuple[str, ...]:
     if len(request.references) > MAX_REFERENCES:
         checks.refuse("references", f"has {len(request.references)} entries; at most {MAX_REFERENCES}")
         return ()
-    found: list[Samples] = []
+    found: list[str] = []
     for index, name in enumerate(request.references):
-        recording = _find(checks, f"references[{index}]", name, recordings)
-        if recording and recording.is_silent:
+        sound = _find(checks, f"references[{index}]", name, sounds)
+        if sound and sound.is_silent:
             checks.refuse(f"references[{index}]", f"is {name}, which is silent; give one that can be heard")
-        elif recording:
-            found.append(recording.samples)
+        elif sound:
+            found.append(name)
     return tuple(found)
 
 
-def _find(checks: Checks, field: str, name: str, recordings: Mapping[str, Recording | None]) -> Recording | None:
-    recording = recordings.get(name)
-    if recording is None:
+def _find(checks: Checks, field: str, name: str, sounds: Mapping[str, Sound | None]) -> Sound | None:
+    sound = sounds.get(name)
+    if sound is None:
         gone = f"which is not kept here, or no longer: {_UPLOAD}"
-        why = "which has no audio: name a song that is completed" if name in recordings else gone
+        why = "which has no audio: name a song that is completed" if name in sounds else gone
         checks.refuse(field, f"is {name[:80]!r}, {why}")
-    return recording
+    return sound
 
 
 def _read_adapters(checks: Checks, adapters: Sequence[AdapterUse]) -> tuple[AdapterUse, ...]:

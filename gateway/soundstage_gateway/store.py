@@ -20,7 +20,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from soundstage.music.v1.song_service_pb2 import SONG_STATE_RUNNING, GenerateSongResponse, Song
 from soundstage.type.v1.tensor_pb2 import Tensor
-from soundstage_gateway.splice import Splice
 from soundstage_runtime.errors import StartError
 
 PREFIX: Final = "songs/"
@@ -112,9 +111,13 @@ class Store:
             self._take_folder()
             async with self._engine.begin() as connection:
                 await connection.run_sync(_Rows.metadata.create_all)
+                names = set(await connection.scalars(select(_Row.name)))
         except (OSError, DBAPIError) as error:
             await self.close()
             raise StartError(f"data_dir is {self._folder}, {_say_why(error)}") from error
+        for folder in self.folder_of(PREFIX).glob("*"):
+            if f"{PREFIX}{folder.name}" not in names:
+                self.discard(f"{PREFIX}{folder.name}")  # a process was killed before it wrote the song down
 
     async def close(self) -> None:
         """Let the database and the folder go, when what is begun has ended."""
@@ -128,12 +131,9 @@ class Store:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @_whole
-    async def add(self, kept: KeptSong, splice: Splice | None = None) -> None:
-        """Write a new song down, and what of a source goes into it; raises RequestKnownError."""
-        folder = self._folder_of(kept.name)
-        folder.mkdir(parents=True)
-        if splice:
-            await asyncio.to_thread(splice.write, folder)
+    async def add(self, kept: KeptSong) -> None:
+        """Write a new song down, with what its folder holds by now; raises RequestKnownError."""
+        self.folder_of(kept.name).mkdir(parents=True, exist_ok=True)
         row = _Row(name=kept.name, request_id=kept.request_id, is_detached=kept.is_detached, **self._columns(kept))
         try:
             async with self._session.begin() as session:
@@ -175,7 +175,11 @@ class Store:
         """Forget a song and its files."""
         async with self._session.begin() as session:
             await session.execute(delete(_Row).where(_Row.name == name))
-        shutil.rmtree(self._folder_of(name), ignore_errors=True)
+        self.discard(name)
+
+    def discard(self, name: str) -> None:
+        """Delete the files of a song."""
+        shutil.rmtree(self.folder_of(name), ignore_errors=True)
 
     @_whole
     async def sweep(self, now_s: float) -> list[str]:
@@ -193,6 +197,10 @@ class Store:
             await self.remove(name)
         return gone
 
+    def folder_of(self, name: str) -> Path:
+        """Name the folder of a song's files."""
+        return self._folder / name
+
     def write_latents(self, name: str, variant: int, latents: Tensor) -> None:
         """Keep a variant's master tape."""
         self._latents_file(name, variant).write_bytes(latents.SerializeToString())
@@ -201,19 +209,8 @@ class Store:
         """Return a variant's master tape."""
         return Tensor.FromString(self._latents_file(name, variant).read_bytes())
 
-    def remove_splice(self, name: str) -> None:
-        """Forget what of a source would have gone into a song."""
-        Splice.remove(self._folder_of(name))
-
-    def read_splice(self, name: str) -> Splice | None:
-        """Return what of a source goes into a song; None where nothing does."""
-        return Splice.read(self._folder_of(name))
-
     def _latents_file(self, name: str, variant: int) -> Path:
-        return self._folder_of(name) / f"{variant}.latents"
-
-    def _folder_of(self, name: str) -> Path:
-        return self._folder / name
+        return self.folder_of(name) / f"{variant}.latents"
 
     @_whole
     async def _find(self, condition: object) -> KeptSong | None:
@@ -222,7 +219,7 @@ class Store:
         return _read(row) if row else None
 
     def _columns(self, kept: KeptSong) -> dict[str, object]:
-        files = self._folder_of(kept.name).glob("*")
+        files = self.folder_of(kept.name).glob("*")
         notes = {"model_fingerprint": kept.model_fingerprint, "handles": kept.handles, "peaks": kept.peaks}
         return {
             "is_running": kept.song.state == SONG_STATE_RUNNING,

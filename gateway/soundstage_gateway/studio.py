@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import grpc
-import numpy as np
 import structlog
 
 from soundstage.music.v1.song_service_pb2 import (
@@ -34,13 +33,16 @@ from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32, Tensor
 from soundstage_gateway.assets import Assets
-from soundstage_gateway.audio_file import Recording, Samples, is_silent
+from soundstage_gateway.audio_file import Samples, clamp
 from soundstage_gateway.hearing import encode
 from soundstage_gateway.log import Log
+from soundstage_gateway.material import Material, let_go, load_source
 from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.models import choose_models
 from soundstage_gateway.order import MAX_VARIANTS, Order, count_variants, read_order
 from soundstage_gateway.shelf import Shelf
+from soundstage_gateway.sound import OpenSound
+from soundstage_gateway.splice import Splice
 from soundstage_gateway.stages import Stages, ask
 from soundstage_gateway.store import PREFIX, KeptSong, Store
 from soundstage_gateway.tape import Tape, Tapes
@@ -94,6 +96,7 @@ class Making:
 
     kept: KeptSong
     order: Order
+    material: Material
     fingerprints: Mapping[Stage.ValueType, str]
     places: AsyncExitStack
     log: Log = field(default_factory=Log)
@@ -157,8 +160,12 @@ class Studio:
     ) -> Making:
         """Accept a song and begin it; raises ServiceError, InvalidRequestError naming every bad field."""
         async with AsyncExitStack() as places:
-            order, fingerprints = await self._accept(request, places)
             name = f"{PREFIX}{uuid.uuid4().hex}"
+            try:
+                order, fingerprints, material = await self._accept(name, request, places)
+            except BaseException:
+                self._store.discard(name)
+                raise
             song = Song(name=name, state=SONG_STATE_RUNNING, variants=[SongVariant(seed=seed) for seed in order.seeds])
             song.request.CopyFrom(request)
             song.request.seeds[:] = order.seeds
@@ -166,10 +173,10 @@ class Studio:
             song.expire_time.FromNanoseconds(song.create_time.ToNanoseconds() + round(self._keep_s * 1e9))
             kept = KeptSong(song=song, request_id=request_id, is_detached=is_detached)
             kept.model_fingerprint = fingerprints[STAGE_VAE]
-            making = Making(kept=kept, order=order, fingerprints=fingerprints, places=places)
+            making = Making(kept=kept, order=order, material=material, fingerprints=fingerprints, places=places)
             self._waiting[name] = kept
             try:
-                await self._store.add(kept, order.splice)
+                await self._store.add(kept)
             except BaseException as error:
                 if is_detached and isinstance(error, asyncio.CancelledError):
                     self._start(making)  # it outlives its call, and whoever asks again finds it
@@ -182,13 +189,23 @@ class Studio:
             return making
 
     async def _accept(
-        self, request: GenerateSongRequest, places: AsyncExitStack
-    ) -> tuple[Order, dict[Stage.ValueType, str]]:
-        """Take a place for each variant, then read the order, and choose the models; raises ServiceError."""
+        self, name: str, request: GenerateSongRequest, places: AsyncExitStack
+    ) -> tuple[Order, dict[Stage.ValueType, str], Material]:
+        """Take a place for each variant, then read the order, choose the models, and gather what they need.
+
+        What is gathered already is used again. Raises ServiceError.
+        """
         await places.enter_async_context(self._admission.enter(min(count_variants(request), self.max_variants)))
-        recordings = await self._find_recordings(request)
-        order = read_order(request, recordings, draw_seed=lambda: secrets.randbits(32), max_variants=self.max_variants)
-        return order, await choose_models(self._stages, order)
+        folder = self._store.folder_of(name)
+        material = Material.read(folder)
+        sounds = {} if material else await self._find_sounds(request)
+        known = material.sounds if material else sounds
+        order = read_order(request, known, draw_seed=lambda: secrets.randbits(32), max_variants=self.max_variants)
+        fingerprints = await choose_models(self._stages, order)
+        if material is None:
+            found = {sound: opened for sound, opened in sounds.items() if opened}
+            material = await Material.gather(folder, order, found)
+        return order, fingerprints, material
 
     async def find(self, name: str) -> KeptSong:
         """Return a song; raises SongUnknownError."""
@@ -259,12 +276,14 @@ class Studio:
         async def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
             try:
                 latents = await asyncio.to_thread(self._store.read_latents, name, variant)
-                splice = self._store.read_splice(name)
+                folder = self._store.folder_of(name)
+                splice = Splice.read(folder)
+                source = load_source(folder) if splice else None
             except FileNotFoundError as error:
                 raise SongUnknownError(f"{name} is not kept any more") from error
             async with aclosing(_decode(self._stages, latents, kept.model_fingerprint, start, stop)) as pieces:
                 async for piece in pieces:
-                    yield splice.apply(piece, start) if splice else piece
+                    yield piece if splice is None or source is None else splice.apply(piece, source, start)
                     start += len(piece)
 
         with self._tapes.hold(name, variant, kept.song.variants[variant].frame_count, decode) as tape:
@@ -305,8 +324,10 @@ class Studio:
         if kept.is_detached:
             try:
                 async with AsyncExitStack() as places:
-                    order, fingerprints = await self._accept(kept.song.request, places)
-                    self._start(Making(kept=kept, order=order, fingerprints=fingerprints, places=places))
+                    order, fingerprints, material = await self._accept(name, kept.song.request, places)
+                    self._start(
+                        Making(kept=kept, order=order, material=material, fingerprints=fingerprints, places=places)
+                    )
                 return True
             except Exception as failure:
                 error = _first(failure)
@@ -328,7 +349,7 @@ class Studio:
     async def _make(self, making: Making) -> None:
         """Run the variants side by side; the first error ends them all."""
         started_s = time.monotonic()
-        source = await self._hear_source(making.order, making.fingerprints[STAGE_VAE])
+        source = await self._hear_source(making)
         async with asyncio.TaskGroup() as group:
             for number in range(len(making.order.seeds)):
                 group.create_task(self._make_variant(making, number, source))
@@ -363,14 +384,19 @@ class Studio:
     async def _write_end(self, kept: KeptSong) -> None:
         """Write down how a song has ended, and let go what it does not need any more."""
         self._metrics.count_song(kept.song)
-        if not any(variant.frame_count for variant in kept.song.variants):
-            self._store.remove_splice(kept.name)  # else what can be played needs it
+        can_be_played = any(variant.frame_count for variant in kept.song.variants)
+        let_go(self._store.folder_of(kept.name), keeps_splice=can_be_played)
         await self._store.update(kept)
 
     async def _make_variant(self, making: Making, number: int, source: Heard) -> None:
         order, kept = making.order, making.kept
         variant = Variant(
-            order, order.seeds[number], source=source, stages=self._stages, fingerprints=making.fingerprints
+            order,
+            order.seeds[number],
+            source=source,
+            references=making.material.references(order, number),
+            stages=self._stages,
+            fingerprints=making.fingerprints,
         )
         card = kept.song.variants[number]
         async with aclosing(variant.events()) as events:
@@ -425,19 +451,22 @@ class Studio:
             log.close()
         return log
 
-    async def _find_recordings(self, request: GenerateSongRequest) -> dict[str, Recording | None]:
+    async def _find_sounds(self, request: GenerateSongRequest) -> dict[str, OpenSound | None]:
         """Find what a request's source and references name: assets, and songs; None for one without audio."""
-        found: dict[str, Recording | None] = {}
+        found: dict[str, OpenSound | None] = {}
         for name in {request.source, *request.references[:MAX_REFERENCES]}:
             if name.startswith(PREFIX):
                 with suppress(SongUnknownError):  # refused as an asset is: by the field that names it
-                    found[name] = await self._hear_song(name)
+                    found[name] = await self._open_song(name)
             elif asset := self._assets.find(name):
-                found[name] = asset
+                found[name] = OpenSound.of(asset)
         return found
 
-    async def _hear_song(self, name: str) -> Recording | None:
-        """Decode a song's variant; None while it is not made. Raises SongUnknownError."""
+    async def _open_song(self, name: str) -> OpenSound | None:
+        """Find a song's variant, to be heard as a file of it would be; None while it is not made.
+
+        Raises SongUnknownError.
+        """
         song, _, variant = name.partition("/variants/")
         variants = (await self.find(song)).song.variants
         number = int(variant or 0) if _VARIANT.fullmatch(variant or "0") else MAX_VARIANTS
@@ -445,18 +474,26 @@ class Studio:
             raise SongUnknownError(f"{song[:64]!r} has no variant {variant[:16]!r}")
         if not variants[number].frame_count:
             return None
-        async with self.tape(song, number) as tape, aclosing(tape.read(0, tape.num_frames)) as pieces:
-            samples = await asyncio.to_thread(np.concatenate, [piece async for piece in pieces])
-        return Recording(samples=samples, is_silent=is_silent(samples), sample_rate_hz=SAMPLE_RATE_HZ, channels=2)
 
-    async def _hear_source(self, order: Order, model_fingerprint: str) -> Heard:
+        async def read(start: int, stop: int) -> AsyncGenerator[Samples, None]:
+            async with self.tape(song, number) as tape, aclosing(tape.read(start, stop)) as pieces:
+                async for piece in pieces:
+                    yield clamp(piece)
+
+        return OpenSound(num_frames=variants[number].frame_count, read=read)
+
+    async def _hear_source(self, making: Making) -> Heard:
         """Encode the source, once for all variants."""
-        canvas = order.source
-        if canvas is None or canvas.is_silent:
+        order, canvas = making.order, making.order.source
+        if canvas is None or making.material.sounds[order.source_name].is_silent:
             return Heard()
         started_s = time.monotonic()
-        pieces = canvas.pieces(FRAMES_PER_CHUNK)
-        latents = await encode(self._stages, pieces, canvas.num_frames, model_fingerprint=model_fingerprint)
+        latents = await encode(
+            self._stages,
+            canvas.pieces(making.material.source(), FRAMES_PER_CHUNK),
+            canvas.num_frames,
+            model_fingerprint=making.fingerprints[STAGE_VAE],
+        )
         return Heard(latents=tuple(latents), took_s=time.monotonic() - started_s)
 
     async def sweep(self) -> None:

@@ -1,7 +1,6 @@
 """Tapes: decoded audio, kept on disk while there is room."""
 
 import asyncio
-import errno
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -9,12 +8,11 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
-import grpc
 import numpy as np
 
 from soundstage_gateway.audio_file import Samples
+from soundstage_gateway.disk import tell_full_disk
 from soundstage_runtime.call import detach
-from soundstage_runtime.errors import ServiceError
 from soundstage_runtime.pcm import FRAMES_PER_CHUNK
 from soundstage_runtime.score import CHANNELS, SAMPLE_RATE_HZ
 
@@ -24,13 +22,6 @@ _FAR_FRAMES: Final = 20 * SAMPLE_RATE_HZ
 
 Decode = Callable[[int, int], AsyncGenerator[Samples, None]]
 """Decode frames [start, stop) of a song, as samples [n, 2]."""
-
-
-class DiskFullError(ServiceError):
-    """There is no room left for decoded audio."""
-
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "DISK_FULL"
 
 
 class Tape:
@@ -153,14 +144,10 @@ class Tape:
     def _store(self, piece: Samples) -> None:
         """Write the next samples; raises DiskFullError."""
         data, place = memoryview(piece.tobytes()), self.num_ready * _FRAME_BYTES
-        try:
+        with tell_full_disk("decoded audio"):
             while data:
                 written = os.pwrite(self._file, data, place)
                 data, place = data[written:], place + written
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise DiskFullError("the disk has no room left for decoded audio", retry_after_s=60.0) from error
 
     def _load(self, start: int, end: int) -> Samples:
         data = os.pread(self._file, (end - start) * _FRAME_BYTES, start * _FRAME_BYTES)

@@ -8,7 +8,6 @@ from soundstage.type.v1.task_pb2 import (
     Repaint,
     Task,
 )
-from soundstage_gateway.audio_file import Recording
 from soundstage_gateway.canvas import Canvas
 from soundstage_gateway.splice import Splice
 from soundstage_runtime.repaint import kept_share
@@ -27,26 +26,25 @@ class Layout:
     splice: Splice | None = None
 
 
-def lay_out(checks: Checks, task: Task, source: Recording) -> Layout:
-    """Lay a task out on its source; what does not fit is refused."""
+def lay_out(checks: Checks, task: Task, source_frames: int) -> Layout:
+    """Lay a task out on a source of so many frames; what does not fit is refused."""
     if task.HasField("repaint"):
-        return _lay_out_repaint(checks, task.repaint, source)
-    canvas = _canvas(checks, source, lead_frames=0, num_frames=len(source.samples), field="source")
+        return _lay_out_repaint(checks, task.repaint, source_frames)
+    canvas = _canvas(checks, source_frames, lead_frames=0, num_frames=source_frames, field="source")
     if task.HasField("lego"):
         _check_lego(checks, task.lego, canvas.duration_s)
     return Layout(task=task, canvas=canvas)
 
 
-def _lay_out_repaint(checks: Checks, repaint: Repaint, source: Recording) -> Layout:
+def _lay_out_repaint(checks: Checks, repaint: Repaint, source_frames: int) -> Layout:
     """Make the canvas as long as its window wants, and move the window to the canvas's own time."""
-    length = len(source.samples)
     start = round(repaint.start_s * SAMPLE_RATE_HZ)
-    end = round(repaint.end_s * SAMPLE_RATE_HZ) if repaint.HasField("end_s") else length
-    _check_window(checks, repaint, start, end, length)
+    end = round(repaint.end_s * SAMPLE_RATE_HZ) if repaint.HasField("end_s") else source_frames
+    _check_window(checks, repaint, start, end, source_frames)
     lead = max(0, -start)
-    reach = lead + max(length, end)
-    field = "task.repaint" if reach > length else "source"
-    canvas = _canvas(checks, source, lead_frames=lead, num_frames=reach, field=field)
+    reach = lead + max(source_frames, end)
+    field = "task.repaint" if reach > source_frames else "source"
+    canvas = _canvas(checks, source_frames, lead_frames=lead, num_frames=reach, field=field)
     task = Task(repaint=repaint)
     task.repaint.start_s = (start + lead) / SAMPLE_RATE_HZ
     task.repaint.end_s = (end + lead) / SAMPLE_RATE_HZ
@@ -66,8 +64,8 @@ def _check_window(checks: Checks, repaint: Repaint, start: int, end: int, length
         checks.refuse(f"task.repaint.{field}", f"leaves a window of {window_s:g} s; it must be 0.04 s or longer")
 
 
-def _canvas(checks: Checks, source: Recording, *, lead_frames: int, num_frames: int, field: str) -> Canvas:
-    canvas = Canvas(samples=source.samples, is_silent=source.is_silent, lead_frames=lead_frames, num_frames=num_frames)
+def _canvas(checks: Checks, source_frames: int, *, lead_frames: int, num_frames: int, field: str) -> Canvas:
+    canvas = Canvas(lead_frames=lead_frames, num_frames=num_frames)
     low, high = DURATION_RANGE_S
     if not low <= canvas.duration_s <= high:
         checks.refuse(field, f"makes a song of {canvas.duration_s:g} s; it must be {low:g} to {high:g} s long")
@@ -87,4 +85,4 @@ def _splice(repaint: Repaint, canvas: Canvas, start: int, end: int) -> Splice | 
     if kept == 0:
         return None
     fade_frames = round(_LONGEST_FADE_S * kept * SAMPLE_RATE_HZ)
-    return Splice(source=canvas, start=start, end=end, fade_frames=fade_frames)
+    return Splice(canvas=canvas, start=start, end=end, fade_frames=fade_frames)

@@ -1,7 +1,7 @@
 """A variant in the making: plan, denoise, each stage's answers turned into public events as they come."""
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +22,8 @@ from soundstage.stage.v1.dit_service_pb2 import DenoiseRequest, DenoiseResponse,
 from soundstage.stage.v1.lm_service_pb2 import ComposePlan, ComposeRequest, ComposeResponse
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import LatentChunk
-from soundstage_gateway.hearing import REFERENCE_FRAMES, encode, reference_windows, shift
+from soundstage_gateway.audio_file import Samples
+from soundstage_gateway.hearing import REFERENCE_FRAMES, encode, shift
 from soundstage_gateway.order import Order
 from soundstage_gateway.stages import Stages, ask
 from soundstage_runtime.score import (
@@ -49,8 +50,16 @@ class Variant:
     """
 
     def __init__(
-        self, order: Order, seed: int, *, source: Heard, stages: Stages, fingerprints: Mapping[Stage.ValueType, str]
+        self,
+        order: Order,
+        seed: int,
+        *,
+        source: Heard,
+        references: Sequence[Samples],
+        stages: Stages,
+        fingerprints: Mapping[Stage.ValueType, str],
     ) -> None:
+        """Make it from an order, the latents of its source, and what is heard of each reference [n, 2]."""
         self.seed = seed
         self.handle = ""
         self.latents: list[LatentChunk] = []
@@ -58,6 +67,7 @@ class Variant:
         self.metadata = order.metadata
         self._order = order
         self._source = source
+        self._references = references
         self._stages = stages
         self._fingerprints = fingerprints
         self._caption = order.caption
@@ -98,10 +108,9 @@ class Variant:
         """Encode what is heard of each reference; the source is encoded already, once for all variants."""
         started_s = time.monotonic()
         latents: list[LatentChunk] = []
-        for index, reference in enumerate(self._order.references):
-            windows = reference_windows(reference, seed=self.seed + (index << 32))
+        for index, reference in enumerate(self._references):
             fingerprint = self._fingerprints[STAGE_VAE]
-            heard = await encode(self._stages, windows, REFERENCE_FRAMES, model_fingerprint=fingerprint)
+            heard = await encode(self._stages, [reference], REFERENCE_FRAMES, model_fingerprint=fingerprint)
             latents += shift(heard, index * REFERENCE_LATENTS)
         if self._source.latents or latents:
             self._note_time(STAGE_VAE, started_s - self._source.took_s)

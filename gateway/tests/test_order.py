@@ -3,28 +3,21 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_S16
-from soundstage_gateway.audio_file import Recording
 from soundstage_gateway.order import Order, read_order
+from soundstage_gateway.sound import Sound
 from soundstage_runtime.errors import InvalidRequestError
 
-
-def recording(num_frames: int, *, is_silent: bool = False) -> Recording:
-    samples = np.zeros((num_frames, 2), np.float32)
-    return Recording(samples=samples, is_silent=is_silent, sample_rate_hz=48_000, channels=2)
-
-
-RECORDINGS = {
-    "assets/ten": recording(480_000),
-    "assets/blink": recording(1920),
-    "assets/longest": recording(28_800_000),
-    "assets/silence": recording(480_000, is_silent=True),
+SOUNDS = {
+    "assets/ten": Sound(num_frames=480_000),
+    "assets/blink": Sound(num_frames=1920),
+    "assets/longest": Sound(num_frames=28_800_000),
+    "assets/silence": Sound(num_frames=480_000, is_silent=True),
 }
 
 
@@ -33,7 +26,7 @@ def ask(**fields: Any) -> GenerateSongRequest:
 
 
 def read(request: GenerateSongRequest) -> Order:
-    return read_order(request, RECORDINGS, draw_seed=lambda: 99)
+    return read_order(request, SOUNDS, draw_seed=lambda: 99)
 
 
 def bad_fields(request: GenerateSongRequest) -> list[str]:

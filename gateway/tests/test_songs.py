@@ -5,6 +5,7 @@ import hashlib
 import io
 import math
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest
+from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceStub
 from soundstage.music.v1.song_service_pb2 import (
     SONG_STATE_CANCELLED,
     SONG_STATE_COMPLETED,
@@ -32,15 +35,16 @@ from soundstage.music.v1.song_service_pb2 import (
     WatchSongRequest,
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
+from soundstage.stage.v1.vae_service_pb2 import DecodeResponse
 from soundstage.type.v1.audio_pb2 import ENCODING_FLAC, SAMPLE_FORMAT_F32
-from soundstage_gateway.splice import Splice
 from soundstage_gateway.store import KeptSong, Store
 from soundstage_runtime.errors import read_details
 
 if TYPE_CHECKING:
     from soundstage.music.v1.song_service_pb2_grpc import SongServiceAsyncStub
 
-from .conftest import Broken, Deploy, Deployment, Steady, Stuck
+from .conftest import Broken, Context, Deploy, Deployment, Steady, Stuck
+from .files import sound_file
 
 FRAMES = 4 * 48_000
 S = TypeVar("S", bound=Store)
@@ -197,6 +201,16 @@ async def test_a_failed_song_tells_why_now_and_later(deploy: Deploy) -> None:
     assert "secret" not in left.error.message
 
 
+class Loud(Steady):
+    """A codec that decodes beyond full scale."""
+
+    async def Decode(self, request_iterator: Any, context: Context) -> AsyncIterator[DecodeResponse]:
+        async for response in super().Decode(request_iterator, context):
+            words = np.frombuffer(response.audio.data, "<f4") * np.float32(1000)
+            response.audio.data = words.tobytes()
+            yield response
+
+
 class Halting(Steady):
     """A diffusion stage that makes its first song, and halts in the next until it is told to break."""
 
@@ -227,8 +241,8 @@ class Slow(Store):
         super().__init__(*args, **kwargs)
         self.begun, self.go_on, self.removed = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def add(self, kept: KeptSong, splice: Splice | None = None) -> None:
-        await super().add(kept, splice)
+    async def add(self, kept: KeptSong) -> None:
+        await super().add(kept)
         if not self.begun.is_set():
             self.begun.set()
             await self.go_on.wait()
@@ -351,12 +365,14 @@ async def test_a_song_that_cannot_be_begun_again_is_failed_and_stops_no_other(de
         task = {"repaint": {"start_s": 1, "end_s": 2}}
         lost = (await create(deployment, task=task, source=source, metadata=None, planner={"enabled": False})).name
         other = (await create(deployment)).name
-    shutil.rmtree(tmp_path / "songs" / source)
+    for song in (source, lost):
+        shutil.rmtree(tmp_path / "songs" / song)
     async with deploy() as deployment:
         await watch(deployment, other)
         assert (await get(deployment, lost)).state == SONG_STATE_FAILED
         assert (await get(deployment, other)).state == SONG_STATE_COMPLETED
         error = await refusal(stream(deployment, source))
+        assert "disk" not in (await get(deployment, lost)).error.message
     assert error.code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -401,14 +417,43 @@ async def test_watchers_are_bounded(deploy: Deploy) -> None:
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_of_songs_named_as_references_no_more_are_decoded_than_may_be(deploy: Deploy) -> None:
+async def test_the_source_of_a_song_in_the_making_counts_against_the_size_cap(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        source = await made(deployment)
+    async with deploy(Stuck("dit"), store_limit_bytes=1 << 20) as deployment:
+        running = (await create(deployment, task={"cover": {}}, source=source, metadata=None)).name  # 1.5 MB
+        await deployment.studio.sweep()
+        listed = (await stub(deployment).ListSongs(ListSongsRequest())).songs
+    assert [song.name for song in listed] == [running]
+
+
+async def test_a_songs_samples_are_heard_as_those_of_a_file_of_it_are(deploy: Deploy) -> None:
+    """The codec may go beyond full scale, a listener may keep that in 32 bits, and a file of it is clipped."""
+    async with deploy(Loud("vae")) as deployment:
+        song = await made(deployment)
+        samples = np.frombuffer(pcm(await stream(deployment, song, output=F32)), "<f4").reshape(-1, 2)
+        file = sound_file(samples, 48_000, "WAV", "FLOAT")
+        parts = (UploadAudioRequest(data=file[first : first + 500_000]) for first in range(0, len(file), 500_000))
+        asset = (await AudioServiceStub(deployment.channel).UploadAudio(parts)).asset
+        for source in (song, asset):
+            await made(deployment, task={"cover": {}}, source=source, references=[source], metadata=None)
+        by_song, references_by_song, by_asset, references_by_asset = deployment.stages["vae"].audio
+    assert np.abs(samples).max() > 1
+    assert np.array_equal(by_song, by_asset)
+    assert np.array_equal(references_by_song, references_by_asset)
+
+
+async def test_nothing_is_decoded_for_a_request_that_is_refused(deploy: Deploy) -> None:
     async with deploy() as deployment:
         song = await made(deployment)
         deployment.stages["vae"].requests.clear()
         names = [f"{song}/variants/{'0' * number}" for number in range(1, 100)]
         error = await refusal(create(deployment, references=names))
-    assert "references has 99 entries; at most" in str(error.details())
-    assert len(deployment.stages["vae"].requests) == 1
+        assert "references has 99 entries; at most" in str(error.details())
+        task = {"repaint": {"start_s": 11}}
+        error = await refusal(create(deployment, task=task, source=song, references=[song], metadata=None))
+        assert "task.repaint.start_s is 11" in str(error.details())
+        assert deployment.stages["vae"].requests == []
 
 
 async def test_a_cancelled_repaint_leaves_nothing_of_its_source(deploy: Deploy, tmp_path: Path) -> None:

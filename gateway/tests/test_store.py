@@ -31,6 +31,17 @@ async def test_what_has_expired_makes_room_before_what_has_not(tmp_path: Path) -
     await store.close()
 
 
+async def test_files_of_songs_that_were_never_written_down_are_gone_with_the_next_process(tmp_path: Path) -> None:
+    store = Store(tmp_path, limit_bytes=10_000)
+    await store.open()
+    await keep(store, "songs/a", size_bytes=1_000, expire_time_s=100)
+    store.folder_of("songs/b").mkdir()
+    await store.close()
+    await store.open()
+    await store.close()
+    assert [folder.name for folder in (tmp_path / "songs").iterdir()] == ["a"]
+
+
 async def test_a_folder_has_one_store_at_a_time(tmp_path: Path) -> None:
     first, second = (Store(tmp_path, limit_bytes=1_000) for _ in range(2))
     await first.open()

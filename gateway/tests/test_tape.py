@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from soundstage_gateway.audio_file import Samples
-from soundstage_gateway.tape import Decode, DiskFullError, Tape, Tapes
+from soundstage_gateway.disk import DiskFullError
+from soundstage_gateway.tape import Decode, Tape, Tapes
 from soundstage_runtime.call import Call, enter, next_hop
 
 SONG = np.random.default_rng(0).uniform(-1, 1, (4_000_000, 2)).astype(np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest
 from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceStub
@@ -17,10 +18,14 @@ from soundstage.music.v1.song_service_pb2 import (
     STAGE_VAE,
     GenerateSongRequest,
     GenerateSongResponse,
+    StreamAudioRequest,
+    WatchSongRequest,
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32, SAMPLE_FORMAT_S16
+from soundstage_gateway.audio_file import Recording
 from soundstage_gateway.hearing import REFERENCE_FRAMES, reference_windows
+from soundstage_gateway.sound import OpenSound
 from soundstage_runtime.errors import read_details
 
 from .conftest import Deploy, Deployment, Steady, Stuck
@@ -104,20 +109,25 @@ async def test_references_are_heard_in_windows_that_the_seed_draws(deploy: Deplo
     assert not np.array_equal(first, other)
 
 
+async def windows_of(num_frames: int, seed: int) -> list[NDArray[np.float32]]:
+    """The windows of a reference whose samples are their own places."""
+    samples = np.repeat(np.arange(num_frames, dtype=np.float32)[:, None], 2, axis=1)
+    sound = OpenSound.of(Recording(samples=samples, is_silent=False, sample_rate_hz=48_000, channels=2))
+    return [window async for window in reference_windows(sound, seed=seed)]
+
+
 @settings(max_examples=15)
 @given(length=st.integers(1, 100_000), seed=st.integers(0, 2**40))
-def test_windows_of_a_short_reference_go_round_it(length: int, seed: int) -> None:
-    samples = np.repeat(np.arange(length, dtype=np.float32)[:, None], 2, axis=1)
-    windows = reference_windows(samples, seed=seed)
+async def test_windows_of_a_short_reference_go_round_it(length: int, seed: int) -> None:
+    windows = await windows_of(length, seed)
     assert [window.shape for window in windows] == [(480_000, 2)] * 3
     for window in windows:
         assert np.array_equal(window[:, 0], (window[0, 0] + np.arange(480_000)) % length)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_windows_of_a_long_reference_stay_in_their_third(seed: int) -> None:
-    samples = np.repeat(np.arange(60 * 48_000, dtype=np.float32)[:, None], 2, axis=1)
-    starts = [int(window[0, 0]) // 48_000 for window in reference_windows(samples, seed=seed)]
+async def test_windows_of_a_long_reference_stay_in_their_third(seed: int) -> None:
+    starts = [int(window[0, 0]) // 48_000 for window in await windows_of(60 * 48_000, seed)]
     assert [start // 20 for start in starts] == [0, 1, 2]
     assert all(start % 20 <= 10 for start in starts)
 
@@ -203,6 +213,32 @@ async def test_a_source_longer_than_the_stages_make_is_refused_with_the_limit(de
             await make(deployment, task={"cover": {}}, source=source)
     [violation] = read_details(caught.value).violations
     assert (violation.field, violation.description) == ("source", "makes a song of 5 s; at most 4 s are made")
+
+
+async def test_an_accepted_song_needs_no_asset_any_more_though_its_gateway_is_another(deploy: Deploy) -> None:
+    fields: dict[str, Any] = {"task": {"repaint": {"start_s": 1, "end_s": 2}}, "seeds": [7, 8], "variants": 2}
+    async with deploy() as deployment:
+        names = [await upload(deployment, data) for data in (NOISE, ODD)]
+        whole = await make(deployment, **fields, source=names[0], references=names)
+        heard = deployment.stages["vae"].audio
+    async with deploy(Stuck("dit")) as deployment:
+        names = [await upload(deployment, data) for data in (NOISE, ODD)]
+        request = GenerateSongRequest(caption="x", detach=True, **fields, source=names[0], references=names)
+        accepted = await anext(aiter(SongServiceStub(deployment.channel).GenerateSong(request)))
+        song = accepted.accepted.song  # pyright: ignore[reportAttributeAccessIssue]
+        await asyncio.wait_for(deployment.stages["dit"].begun.wait(), 5)
+    async with deploy() as deployment:
+        assert deployment.assets.size_bytes == 0
+        async for _ in SongServiceStub(deployment.channel).WatchSong(WatchSongRequest(song=song)):
+            pass
+        again = deployment.stages["vae"].audio
+        for variant in range(2):
+            call = SongServiceStub(deployment.channel).StreamAudio(StreamAudioRequest(song=song, variant=variant))
+            data = b"".join([event.audio_chunk.data async for event in call])
+            assert data == pcm_of([event for event in whole if event.variant == variant])
+    # First the source is heard, then each variant's windows of each reference, variants beside each other.
+    assert np.array_equal(heard[0], again[0])
+    assert sorted(audio.tobytes() for audio in heard) == sorted(audio.tobytes() for audio in again)
 
 
 async def test_cancel_reaches_the_codec_while_it_hears_the_source(deploy: Deploy) -> None:
