@@ -1,6 +1,7 @@
 """Tapes: what is decoded is decoded once, and read in any range while it grows."""
 
 import asyncio
+import random
 import resource
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -24,6 +25,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
+        self.num_given = 0
         self.closed = asyncio.Event()
         self.limit = len(SONG)
         self.more = asyncio.Event()
@@ -40,6 +42,7 @@ class Decoder:
                 while start >= self.limit:
                     await self.more.wait()
                 end = min(start + PIECE, stop, self.limit)
+                self.num_given += end - start
                 yield SONG[start:end]
                 await asyncio.sleep(0)
                 start = end
@@ -136,7 +139,109 @@ async def test_a_range_far_ahead_does_not_wait_for_what_lies_before(tmp_path: Pa
     decoder = Decoder()
     with open_tape(tmp_path, decoder.decode) as tape:
         assert np.array_equal(await read(tape, 3_000_000, 3_001_000), SONG[3_000_000:3_001_000])
-        assert decoder.asked == [(3_000_000, 3_001_000)]
+        assert decoder.asked == [(2_976_000, 3_072_000)]  # the whole seconds that hold it
+
+
+async def test_a_listener_far_ahead_who_takes_its_time_does_not_hold_the_codec(tmp_path: Path) -> None:
+    decoder = Decoder()
+    first, half_minute = 1_440_000, 1_440_000
+    with open_tape(tmp_path, decoder.decode) as tape:
+        async with aclosing(tape.read(first + 5, len(SONG))) as pieces:
+            found = [await anext(pieces)]
+            await asyncio.wait_for(decoder.closed.wait(), 5)  # the range is decoded, though only its beginning is taken
+            assert np.array_equal(await read(tape, first + 300_000, first + 400_000), SONG[1_740_000:1_840_000])
+            assert decoder.asked == [(first, first + half_minute)]
+            while sum(map(len, found)) < half_minute - 9 * 48_000:  # ten seconds before its end the next is begun
+                found.append(await anext(pieces))
+            await asyncio.sleep(0)
+            assert decoder.asked[1:] == [(first + half_minute, len(SONG))]
+            found += [piece async for piece in pieces]
+    assert np.array_equal(np.concatenate(found), SONG[first + 5 :])
+
+
+async def test_what_was_decoded_far_ahead_is_not_decoded_again(tmp_path: Path) -> None:
+    decoder = Decoder()
+    with open_tape(tmp_path, decoder.decode) as tape:
+        await read(tape, 2_000_000, 2_500_000)
+        assert not tape.is_whole
+        peak = await tape.find_peak()
+        assert np.array_equal(await read(tape, 0, len(SONG)), SONG)
+        assert tape.is_whole
+    assert peak == np.abs(SONG).max()
+    assert sum(stop - start for start, stop in decoder.asked) == len(SONG)
+
+
+async def test_many_readers_anywhere_at_any_speed_get_the_song_that_is_decoded_once(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    decoder = Decoder()
+
+    async def listen(tape: Tape, start: int, stop: int, patience: int) -> bool:
+        place, is_right = start, True
+        for _ in range(chance.randrange(400)):
+            await asyncio.sleep(0)
+        async for piece in tape.read(start, stop):
+            is_right = is_right and np.array_equal(piece, SONG[place : place + len(piece)])
+            place += len(piece)
+            for _ in range(patience):
+                await asyncio.sleep(0)
+        return is_right and place == stop
+
+    for number in range(5):
+        decoder.num_given = 0
+        with open_tape(tmp_path, decoder.decode) as tape:
+            spans = [sorted(chance.sample(range(len(SONG)), 2)) for _ in range(30)]
+            found = await asyncio.gather(
+                *(listen(tape, start, stop, chance.choice([0, 1, 20])) for start, stop in spans)
+            )
+            await tape.find_peak()
+        assert all(found), number
+        assert decoder.num_given < 1.05 * len(SONG)  # where one decoding meets another, a piece may be of both
+
+
+async def test_a_listener_hears_nothing_of_a_codec_that_was_away_for_a_while(tmp_path: Path) -> None:
+    failed = asyncio.Event()
+
+    async def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
+        async with aclosing(Decoder().decode(start, stop)) as pieces:
+            async for piece in pieces:
+                start += len(piece)
+                if start > 150_000 and not failed.is_set():
+                    failed.set()
+                    raise ConnectionError("away")
+                yield piece
+
+    with open_tape(tmp_path, decode, 300_000) as tape:
+        async with aclosing(tape.read(0, 300_000)) as slow:
+            heard = [await anext(slow)]
+            await failed.wait()
+            for _ in range(9):  # nobody waits while the error makes its way
+                await asyncio.sleep(0)
+            heard += [piece async for piece in slow]
+        assert np.array_equal(np.concatenate(heard), SONG[:300_000])
+
+
+async def test_an_error_is_told_to_those_who_wait_and_then_forgotten(tmp_path: Path) -> None:
+    decoder = Decoder()
+    is_away = False
+
+    async def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
+        async with aclosing(decoder.decode(start, stop)) as pieces:
+            async for piece in pieces:
+                if is_away:
+                    raise ConnectionError("away")
+                yield piece
+
+    with open_tape(tmp_path, decode, 300_000) as tape:
+        async with aclosing(tape.read(0, 300_000)) as slow:
+            heard = [await anext(slow)]
+            is_away = True
+            for _ in range(2):
+                with pytest.raises(ConnectionError):
+                    await read(tape, 200_000, 300_000)
+            is_away = False
+            assert np.array_equal(await read(tape, 200_000, 300_000), SONG[200_000:300_000])
+            heard += [piece async for piece in slow]
+        assert np.array_equal(np.concatenate(heard), SONG[:300_000])
 
 
 @pytest.mark.parametrize(("decode", "error"), [(broken, ValueError), (short, EOFError)])
