@@ -98,10 +98,7 @@ class SongServicer(SongServiceServicer):
             making = await self._studio.begin(request, is_detached=request.detach)
             try:
                 async with aclosing(self._perform(making)) as events:
-                    sequence = 0
                     async for event in self._patient(events):
-                        event.sequence = sequence
-                        sequence += 1
                         yield event
             finally:
                 if not request.detach:
@@ -181,7 +178,12 @@ class SongServicer(SongServiceServicer):
         )
 
     async def _perform(self, making: Making) -> AsyncGenerator[GenerateSongResponse, None]:
-        """Yield a song's events, and its audio as soon as there is some; the first error ends it."""
+        """Yield a song's events, and its audio as soon as there is some; the first error ends it.
+
+        An event that waits until its variant has been played holds back the numbers of those that overtake it.
+        """
+        held: set[int] = set()
+        last = 0
         queue: asyncio.Queue[GenerateSongResponse | Exception | None] = asyncio.Queue(EVENTS_AHEAD)
         tasks: list[asyncio.Task[None]] = []
 
@@ -190,6 +192,7 @@ class SongServicer(SongServiceServicer):
                 async with aclosing(events):
                     async for event in events:
                         if event.HasField("completed") and not event.completed.pcm_sha256:
+                            held.add(event.sequence)
                             tasks.append(asyncio.create_task(put_all(self._play(making, event))))
                         else:
                             await queue.put(_copy(event))
@@ -207,6 +210,9 @@ class SongServicer(SongServiceServicer):
                 if event is None:
                     num_ended += 1
                 else:
+                    held.discard(event.sequence if event.HasField("completed") else -1)
+                    last = max(last, event.sequence)
+                    event.sequence = min(last, *(number - 1 for number in held)) if held else last
                     yield event
         finally:
             for task in tasks:

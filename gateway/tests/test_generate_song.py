@@ -15,6 +15,7 @@ from soundstage.music.v1.song_service_pb2 import (
     STAGE_VAE,
     GenerateSongRequest,
     GenerateSongResponse,
+    WatchSongRequest,
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
@@ -57,9 +58,61 @@ async def test_events_come_in_the_promised_order(deploy: Deploy) -> None:
         "audio_chunk",
         "completed",
     ]
-    assert [event.sequence for event in events] == list(range(len(events)))
     progress = [(e.progress.stage, e.progress.done, e.progress.total) for e in events if e.HasField("progress")]
     assert progress == [(STAGE_LM, done, 20) for done in (5, 10, 15, 20)] + [(STAGE_DIT, s, 3) for s in (1, 2, 3)]
+
+
+async def test_a_song_is_watched_on_from_any_event_of_its_call_and_none_is_missed_or_told_twice(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        events = await collect(deployment, song())
+        name = events[0].accepted.song
+        every = await watch(deployment, name)
+        rests = {number: await watch(deployment, name, number) for number in {event.sequence for event in events}}
+    for index, event in enumerate(events):
+        told = [event for event in events[: index + 1] if not str(event.WhichOneof("event")).startswith("audio")]
+        joined = told + rests[event.sequence]
+        assert [(one.sequence, one.WhichOneof("event")) for one in joined] == [
+            (one.sequence, one.WhichOneof("event")) for one in every
+        ]
+
+
+class Second(Steady):
+    """A diffusion stage that halts in its second song until it may go on."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.num_begun = 0
+        self.may_go_on = asyncio.Event()
+
+    async def between(self) -> None:
+        self.num_begun += 1
+        if self.num_begun == 2:
+            await self.may_go_on.wait()
+
+
+async def test_a_variant_that_is_still_played_is_completed_for_whoever_watches_on(deploy: Deploy) -> None:
+    dit, vae = Second("dit"), Stuck("vae")
+    async with deploy(dit, vae) as deployment:
+        call = SongServiceStub(deployment.channel).GenerateSong(song(variants=2))
+        events: list[GenerateSongResponse] = []
+        async for event in call:
+            events.append(event)
+            if event.HasField("audio_chunk") and not dit.may_go_on.is_set():
+                dit.may_go_on.set()  # the first variant halts in its audio, and the second overtakes it
+            elif event.HasField("audio_chunk"):
+                break
+        name, last = events[0].accepted.song, events[-1].sequence
+        rest = await watch(deployment, name, last)
+        call.cancel()
+    audible = [event.variant for event in events if event.HasField("audio_chunk")]
+    assert sorted(audible) == [0, 1]
+    assert [event.variant for event in rest if event.HasField("completed")] == audible
+    assert [event.sequence for event in events] == sorted(event.sequence for event in events)
+
+
+async def watch(deployment: Deployment, song: str, after: int | None = None) -> list[GenerateSongResponse]:
+    call = SongServiceStub(deployment.channel).WatchSong(WatchSongRequest(song=song, after_sequence=after))
+    return [response.event async for response in call]
 
 
 async def test_chunks_join_to_the_song_that_completed_describes(deploy: Deploy) -> None:

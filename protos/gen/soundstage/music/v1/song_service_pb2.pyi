@@ -445,7 +445,8 @@ class WatchSongRequest(_message.Message):
     song: _builtins.str
     """song is its name: "songs/{id}"."""
     after_sequence: _builtins.int
-    """after_sequence is the last event that the client has. Default none. A song that is begun again after a restart counts
+    """after_sequence is the sequence of the last event that the client has, of this method or of GenerateSong, audio
+    included. Default none. A song that is begun again after a restart counts
     from 0 again, and a number that it has not come to tells all.
     """
     def __init__(
@@ -895,7 +896,11 @@ class GenerateSongResponse(_message.Message):
     COMPLETED_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """sequence counts the events of the call from 0, without gaps."""
+    """sequence is what WatchSong is given as after_sequence to go on after this event and miss none. In WatchSong it is the
+    event's own number in the song, from 0, and so it is in GenerateSong, where audio has no number and carries that of
+    the last event before it. While completed waits for its variant's audio, what overtakes it carries the number before
+    it, and WatchSong tells that again.
+    """
     variant: _builtins.int
     """variant is which song the event is about, from 0. Accepted is about all of them."""
     @_builtins.property
