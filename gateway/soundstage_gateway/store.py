@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ from soundstage.type.v1.tensor_pb2 import Tensor
 from soundstage_runtime.errors import StartError
 
 PREFIX: Final = "songs/"
+_PAGE_BYTES: Final = 1 << 19  # half of what a message may have: songs in the making are larger than they were written
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,11 +159,16 @@ class Store:
 
     @_whole
     async def page(self, size: int, *, before: int | None) -> tuple[list[KeptSong], int | None]:
-        """Return up to `size` songs, the newest first, and what to give as `before` for the next; None at the end."""
+        """Return up to `size` songs, the newest first, and what to give as `before` for the next; None at the end.
+
+        Large songs make a shorter page, of one at the least.
+        """
         query = select(_Row).order_by(_Row.number.desc()).limit(size + 1)
         async with self._session() as session:
             rows = (await session.scalars(query if before is None else query.where(_Row.number < before))).all()
-        return [_read(row) for row in rows[:size]], rows[size - 1].number if len(rows) > size else None
+        ends = accumulate(len(row.song) for row in rows[:size])
+        fitting = rows[: max(1, sum(end <= _PAGE_BYTES for end in ends))]
+        return [_read(row) for row in fitting], fitting[-1].number if len(rows) > len(fitting) else None
 
     @_whole
     async def running(self) -> list[KeptSong]:
@@ -220,14 +227,16 @@ class Store:
 
     def _columns(self, kept: KeptSong) -> dict[str, object]:
         files = self.folder_of(kept.name).glob("*")
-        notes = {"model_fingerprint": kept.model_fingerprint, "handles": kept.handles, "peaks": kept.peaks}
+        notes = json.dumps({"model_fingerprint": kept.model_fingerprint, "handles": kept.handles, "peaks": kept.peaks})
+        song, events = kept.song.SerializeToString(), _join(kept.events)
+        row_bytes = len(song) + len(events) + len(notes)
         return {
             "is_running": kept.song.state == SONG_STATE_RUNNING,
             "expire_time_s": kept.song.expire_time.ToMilliseconds() / 1000,
-            "size_bytes": sum(file.stat().st_size for file in files),
-            "song": kept.song.SerializeToString(),
-            "events": _join(kept.events),
-            "notes": json.dumps(notes),
+            "size_bytes": row_bytes + sum(file.stat().st_size for file in files),
+            "song": song,
+            "events": events,
+            "notes": notes,
         }
 
 

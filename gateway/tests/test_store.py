@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from soundstage.music.v1.song_service_pb2 import SONG_STATE_COMPLETED, Song
+from soundstage.music.v1.song_service_pb2 import (
+    SONG_STATE_CANCELLED,
+    SONG_STATE_COMPLETED,
+    GenerateSongResponse,
+    Plan,
+    Song,
+)
 from soundstage.type.v1.tensor_pb2 import Tensor
 from soundstage_gateway.store import KeptSong, Store
 from soundstage_runtime.errors import StartError
@@ -40,6 +46,38 @@ async def test_files_of_songs_that_were_never_written_down_are_gone_with_the_nex
     await store.open()
     await store.close()
     assert [folder.name for folder in (tmp_path / "songs").iterdir()] == ["a"]
+
+
+async def test_what_is_written_of_a_song_counts_too(tmp_path: Path) -> None:
+    store = Store(tmp_path, limit_bytes=10_000)
+    await store.open()
+    for number in range(30):
+        song = Song(name=f"songs/{number}", state=SONG_STATE_CANCELLED)
+        song.request.lyrics = "la " * 500
+        song.expire_time.seconds = 100
+        kept = KeptSong(song=song)
+        await store.add(kept)
+        kept.events.append(GenerateSongResponse(plan=Plan(caption="la " * 500)))
+        await store.update(kept)
+    assert len(await store.sweep(now_s=10)) == 27  # three of 3 kB fit
+    await store.close()
+
+
+async def test_a_page_of_large_songs_ends_early(tmp_path: Path) -> None:
+    store = Store(tmp_path, limit_bytes=10_000)
+    await store.open()
+    sizes = [100, 300_000, 200_000, 700_000, 200_000]
+    for number, size in enumerate(sizes):
+        song = Song(name=f"songs/{number}", state=SONG_STATE_CANCELLED)
+        song.request.lyrics = "x" * size
+        await store.add(KeptSong(song=song))
+    pages: list[list[str]] = []
+    last = None
+    while not pages or last:
+        page, last = await store.page(9, before=last)
+        pages.append([kept.name for kept in page])
+    await store.close()
+    assert pages == [["songs/4"], ["songs/3"], ["songs/2", "songs/1", "songs/0"]]
 
 
 async def test_a_folder_has_one_store_at_a_time(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class SongServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSongs(self, request, context):
-        """ListSongs lists the songs that are kept, the newest first.
+        """ListSongs lists the songs that are kept, the newest first. A page of large songs may have fewer than were asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,7 +47,7 @@ class SongServiceStub:
     GetSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.GetSongRequest, _song_service_pb2.GetSongResponse]
     """GetSong answers what is known of a song."""
     ListSongs: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.ListSongsRequest, _song_service_pb2.ListSongsResponse]
-    """ListSongs lists the songs that are kept, the newest first."""
+    """ListSongs lists the songs that are kept, the newest first. A page of large songs may have fewer than were asked for."""
     CancelSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.CancelSongRequest, _song_service_pb2.CancelSongResponse]
     """CancelSong stops a song before its stages' next step; what is finished stays finished."""
     DeleteSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.DeleteSongRequest, _song_service_pb2.DeleteSongResponse]
@@ -82,7 +82,7 @@ class SongServiceAsyncStub(SongServiceStub):
     GetSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.GetSongRequest, _song_service_pb2.GetSongResponse]  # type: ignore[assignment]
     """GetSong answers what is known of a song."""
     ListSongs: _aio.UnaryUnaryMultiCallable[_song_service_pb2.ListSongsRequest, _song_service_pb2.ListSongsResponse]  # type: ignore[assignment]
-    """ListSongs lists the songs that are kept, the newest first."""
+    """ListSongs lists the songs that are kept, the newest first. A page of large songs may have fewer than were asked for."""
     CancelSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.CancelSongRequest, _song_service_pb2.CancelSongResponse]  # type: ignore[assignment]
     """CancelSong stops a song before its stages' next step; what is finished stays finished."""
     DeleteSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.DeleteSongRequest, _song_service_pb2.DeleteSongResponse]  # type: ignore[assignment]
@@ -138,7 +138,7 @@ class SongServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _song_service_pb2.ListSongsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_song_service_pb2.ListSongsResponse, _abc.Awaitable[_song_service_pb2.ListSongsResponse]]:
-        """ListSongs lists the songs that are kept, the newest first."""
+        """ListSongs lists the songs that are kept, the newest first. A page of large songs may have fewer than were asked for."""
 
     @_abc_1.abstractmethod
     def CancelSong(
