@@ -2,6 +2,7 @@
 
 import hashlib
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from typing import Any, BinaryIO, Final
 
@@ -13,17 +14,19 @@ from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_decoder import AudioDecoder
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import InvalidRequestError, Violation
-from soundstage_runtime.request_stream import patient
+from soundstage_runtime.request_stream import CallerStalledError, patient
 from soundstage_runtime.score import SAMPLE_RATE_HZ
 
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_FILE_BYTES: Final = 256 << 20
+_LEAST_BYTES_PER_S: Final = 16_000
 
 
 class AudioServicer(AudioServiceServicer):
     """Takes in as many files at once as `admission` lets in, and decodes one after another.
 
-    A client that sends nothing for `idle_timeout_s` loses its call and its place.
+    A client that sends nothing for `idle_timeout_s`, or is later by that than a slow line would be, loses its call and
+    its place.
     """
 
     def __init__(self, assets: Assets, admission: Admission, *, idle_timeout_s: float = 30.0) -> None:
@@ -38,7 +41,7 @@ class AudioServicer(AudioServiceServicer):
         """See audio_service.proto."""
         async with self._admission.enter():
             with tempfile.TemporaryFile() as file:
-                sha256 = await _receive(patient(request_iterator, timeout_s=self._idle_timeout_s), file)
+                sha256 = await _receive(request_iterator, file, idle_timeout_s=self._idle_timeout_s)
                 name = f"assets/{sha256.hex()[:32]}"
                 recording = self._assets.find(name)
                 if recording is None:
@@ -53,12 +56,18 @@ class AudioServicer(AudioServiceServicer):
         )
 
 
-async def _receive(requests: AsyncIterator[UploadAudioRequest], file: BinaryIO) -> bytes:
-    """Write a stream into a file, and return its SHA-256; raises InvalidRequestError."""
+async def _receive(requests: AsyncIterator[UploadAudioRequest], file: BinaryIO, *, idle_timeout_s: float) -> bytes:
+    """Write a stream into a file, and return its SHA-256; raises InvalidRequestError, CallerStalledError."""
     digest = hashlib.sha256()
     size_bytes = 0
-    async for request in requests:
+    begun_s = time.monotonic()
+    async for request in patient(requests, timeout_s=idle_timeout_s):
         size_bytes += len(request.data)
+        took_s = time.monotonic() - begun_s
+        if took_s > idle_timeout_s + size_bytes / _LEAST_BYTES_PER_S:
+            raise CallerStalledError(
+                f"{size_bytes} bytes came in {took_s:.0f} s; send {_LEAST_BYTES_PER_S} a second at the least"
+            )
         if len(request.data) > MAX_MESSAGE_BYTES:
             _refuse(f"holds {len(request.data)} bytes; send at most {MAX_MESSAGE_BYTES} in a message")
         if size_bytes > MAX_FILE_BYTES:

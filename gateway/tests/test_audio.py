@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest, UploadAudioResponse
-from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceStub
+from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceStub, add_AudioServiceServicer_to_server
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_file import Recording
-from soundstage_gateway.audio_servicer import MAX_FILE_BYTES, MAX_MESSAGE_BYTES
+from soundstage_gateway.audio_servicer import MAX_FILE_BYTES, MAX_MESSAGE_BYTES, AudioServicer
+from soundstage_runtime.admission import Admission
 from soundstage_runtime.errors import read_details
+from soundstage_runtime.serve import Server, Service
 
 from .conftest import Deploy, Deployment
 from .files import sound_file, tone, words
@@ -116,6 +118,24 @@ async def test_one_more_upload_than_places_is_refused_with_a_time_to_come_back(d
             call.cancel()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (read_details(caught.value).retry_after_s or 0) > 0
+
+
+async def test_a_file_that_comes_a_byte_at_a_time_does_not_hold_its_place() -> None:
+    uploads = Admission("uploads", limit=1)
+    audio = AudioServicer(Assets(limit_bytes=1 << 20), uploads, idle_timeout_s=0.2)
+    service = Service(name="audio", add=lambda server: add_AudioServiceServicer_to_server(audio, server))
+
+    async def drip() -> AsyncIterator[UploadAudioRequest]:
+        for byte in FLAC[:100]:
+            yield UploadAudioRequest(data=bytes([byte]))
+            await asyncio.sleep(0.05)
+
+    async with Server([service]) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await AudioServiceStub(channel).UploadAudio(drip())
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert read_details(caught.value).reason == "CALLER_STALLED"
+        assert uploads.in_flight == 0
 
 
 def test_the_asset_that_was_used_least_recently_goes_first() -> None:
