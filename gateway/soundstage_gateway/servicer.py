@@ -51,7 +51,7 @@ from soundstage_gateway.order import count_variants
 from soundstage_gateway.playback import play
 from soundstage_gateway.stages import Stages, ask_once
 from soundstage_gateway.store import KeptSong, RequestKnownError
-from soundstage_gateway.studio import Making, SongUnknownError, Studio
+from soundstage_gateway.studio import Making, Studio, VariantUnfinishedError
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
 from soundstage_runtime.serve import Service
@@ -166,9 +166,9 @@ class SongServicer(SongServiceServicer):
 
     async def AlignLyrics(self, request: AlignLyricsRequest, context: Context) -> AlignLyricsResponse:
         """See song_service.proto."""
-        kept = await self._studio.find(request.song)
-        if request.variant >= len(kept.handles) or not kept.handles[request.variant]:
-            raise SongUnknownError(f"{request.song} has no finished variant {request.variant}; variants count from 0")
+        kept = await self._studio.find_variant(request.song, request.variant)
+        if not kept.song.variants[request.variant].frame_count:
+            raise VariantUnfinishedError(f"variant {request.variant} of {request.song} is not made, or not yet")
         name_song(request.song)
         async with self._songs.enter():
             align = AlignRequest(handle=kept.handles[request.variant])

@@ -77,6 +77,13 @@ class SongWaitsError(ServiceError):
     reason = "SONG_WAITS"
 
 
+class VariantUnfinishedError(ServiceError):
+    """The variant is not made, or not yet."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "VARIANT_UNFINISHED"
+
+
 class SongCancelledError(ServiceError):
     """The song was cancelled."""
 
@@ -218,6 +225,15 @@ class Studio:
             )
         return kept
 
+    async def find_variant(self, name: str, variant: int) -> KeptSong:
+        """Return a song that has such a variant; raises SongUnknownError, InvalidRequestError."""
+        kept = await self.find(name)
+        if variant >= len(kept.song.variants):
+            checks = Checks()
+            checks.refuse("variant", f"is {variant}; {name} has variants 0 to {len(kept.song.variants) - 1}")
+            checks.finish()
+        return kept
+
     async def find_request(self, request_id: str) -> KeptSong | None:
         """Return the song that a request has begun before; None when it has not."""
         kept = await self._store.find_request(request_id)
@@ -262,11 +278,7 @@ class Studio:
     @asynccontextmanager
     async def tape(self, name: str, variant: int) -> AsyncGenerator[Tape, None]:
         """Hold a variant's tape as soon as it can be played; raises ServiceError."""
-        kept = await self.find(name)
-        if variant >= len(kept.song.variants):
-            checks = Checks()
-            checks.refuse("variant", f"is {variant}; {name} has variants 0 to {len(kept.song.variants) - 1}")
-            checks.finish()
+        kept = await self.find_variant(name, variant)
         if not kept.song.variants[variant].frame_count:
             async with aclosing(self.watch(name)) as events:
                 async for event in events:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundstage.music.v1.song_service_pb2 import AlignLyricsRequest, GenerateSongRequest
+from soundstage.music.v1.song_service_pb2 import AlignLyricsRequest, CreateSongRequest, GenerateSongRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.stage.v1.dit_service_pb2 import AlignRequest, AlignResponse
 from soundstage.type.v1.score_pb2 import LyricLine, SongMetadata
@@ -16,7 +16,7 @@ from soundstage_gateway.lyrics import write_lrc
 from soundstage_runtime.call import SONG_KEY
 from soundstage_runtime.errors import read_details
 
-from .conftest import Context, Deploy, Deployment, Steady
+from .conftest import Context, Deploy, Deployment, Steady, Stuck
 
 
 class Deaf(Steady):
@@ -56,17 +56,34 @@ async def test_a_finished_variant_is_aligned_under_its_own_handle(deploy: Deploy
     assert second.lrc == "[00:00.00][verse]\n[01:23.46]song-of-seed-8\n"
 
 
-@pytest.mark.parametrize(("song", "variant"), [("songs/none", 0), ("", 0), (None, 1)])
-async def test_a_song_that_is_not_known_is_refused(deploy: Deploy, song: str | None, variant: int) -> None:
+@pytest.mark.parametrize("song", ["songs/none", ""])
+async def test_a_song_that_is_not_known_is_refused(deploy: Deploy, song: str) -> None:
     async with deploy() as deployment:
-        made = await make(deployment, 7)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await SongServiceStub(deployment.channel).AlignLyrics(
-                AlignLyricsRequest(song=made if song is None else song, variant=variant)
-            )
+            await SongServiceStub(deployment.channel).AlignLyrics(AlignLyricsRequest(song=song))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert read_details(caught.value).reason == "SONG_UNKNOWN"
-    assert ("no finished variant 1" if song is None else f"song is '{song}'") in (caught.value.details() or "")
+    assert f"song is '{song}'" in (caught.value.details() or "")
+
+
+async def test_a_variant_that_a_song_has_not_is_refused_by_its_field(deploy: Deploy) -> None:
+    async with deploy() as deployment:
+        song = await make(deployment, 7)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await SongServiceStub(deployment.channel).AlignLyrics(AlignLyricsRequest(song=song, variant=1))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    [violation] = read_details(caught.value).violations
+    assert (violation.field, violation.description) == ("variant", f"is 1; {song} has variants 0 to 0")
+
+
+async def test_a_variant_that_is_not_made_yet_is_said_to_be(deploy: Deploy) -> None:
+    async with deploy(Stuck("dit")) as deployment:
+        stub = SongServiceStub(deployment.channel)
+        song = (await stub.CreateSong(CreateSongRequest(request=GenerateSongRequest(caption="a")))).song.name
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.AlignLyrics(AlignLyricsRequest(song=song))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert read_details(caught.value).reason == "VARIANT_UNFINISHED"
 
 
 async def test_a_song_that_the_stage_has_forgotten_is_said_to_be(deploy: Deploy) -> None:
