@@ -562,4 +562,4 @@ def _first(failure: BaseException) -> ServiceError:
     if isinstance(failure, ServiceError):
         return failure
     _log.error("song_failed", exc_info=failure)
-    return ServiceError("an internal error; the server's log has it by request id")
+    return ServiceError("an internal error; the server's log has it by the song's name")

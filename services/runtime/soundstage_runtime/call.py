@@ -60,6 +60,12 @@ def detach() -> None:
         enter(replace(call, deadline_s=None))
 
 
+def current_id() -> str:
+    """Return the current call's request id; empty where there is no call."""
+    call = _current.get()
+    return call.request_id if call else ""
+
+
 def next_hop() -> Hop:
     """What to pass on: the ids, and the time left less a margin for the way back."""
     call = _current.get()

@@ -11,6 +11,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from soundstage_runtime.call import current_id
+
 DOMAIN = "soundstage"
 _DETAILS_KEY = "grpc-status-details-bin"
 # Clients refuse an answer with more than 8 KiB of metadata, where bytes take four thirds of their size, or three times.
@@ -102,9 +104,10 @@ def check_fingerprint(wanted: str, loaded: str) -> None:
 def to_status(error: ServiceError) -> Status:
     """Write an error as google.rpc.Status: ErrorInfo always, BadRequest and RetryInfo where they apply.
 
-    What is long is cut, and says so.
+    ErrorInfo has the current call's id, by which the log has it too. What is long is cut, and says so.
     """
-    metadata = {key: _cut(value, _MAX_VALUE_BYTES) for key, value in error.metadata.items()}
+    told = error.metadata | ({"request_id": request_id} if (request_id := current_id()) else {})
+    metadata = {key: _cut(value, _MAX_VALUE_BYTES) for key, value in told.items()}
     details: list[ErrorInfo | BadRequest | RetryInfo] = [
         ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     ]

@@ -13,6 +13,7 @@ from soundstage.stage.v1.stage_service_pb2_grpc import (
     StageServiceStub,
     add_StageServiceServicer_to_server,
 )
+from soundstage_runtime.call import REQUEST_ID_KEY
 from soundstage_runtime.errors import (
     InvalidRequestError,
     ModelMismatchError,
@@ -47,12 +48,13 @@ class Failing(StageServiceServicer):
         raise self._error
 
 
-async def answer(error: Exception) -> grpc.aio.AioRpcError:
+async def answer(error: Exception, *, request_id: str = "") -> grpc.aio.AioRpcError:
     """The error as a client gets it."""
+    metadata = ((REQUEST_ID_KEY, request_id),) if request_id else ()
     service = Service(name=NAME, add=lambda server: add_StageServiceServicer_to_server(Failing(error), server))
     async with Server([service]) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await StageServiceStub(channel).Describe(DescribeRequest())
+            await StageServiceStub(channel).Describe(DescribeRequest(), metadata=metadata)
     return caught.value
 
 
@@ -84,8 +86,16 @@ async def test_details_survive_the_wire() -> None:
     invalid, overloaded = read_details(await answer(INVALID)), read_details(await answer(OVERLOADED))
     assert invalid.reason == "INVALID_REQUEST"
     assert invalid.violations == INVALID.violations
-    assert overloaded.metadata == {"limit": "4"}
+    assert overloaded.metadata["limit"] == "4"
     assert overloaded.retry_after_s == 1.25
+
+
+async def test_an_error_tells_the_id_of_its_call_given_or_drawn() -> None:
+    given = await answer(RuntimeError("broken"), request_id="mine")
+    drawn = [read_details(await answer(OVERLOADED)).metadata["request_id"] for _ in range(2)]
+    assert read_details(given).metadata == {"request_id": "mine"}
+    assert [len(request_id) for request_id in drawn] == [32, 32]
+    assert len(set(drawn)) == 2
 
 
 async def test_many_and_long_violations_reach_a_client_cut_to_what_metadata_may_take() -> None:

@@ -90,8 +90,8 @@ class SongServiceServicer(object):
         """GenerateSong makes 1 to 8 variants of a song and streams each while it is still being decoded. Events of one variant
         come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
         with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
-        always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-        before its next step, unless the request says detach.
+        always, with the request_id by which the log has the call, BadRequest for bad fields, RetryInfo where trying again may
+        help. Cancelling the call stops every stage before its next step, unless the request says detach.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,8 +37,8 @@ class SongServiceStub:
     """GenerateSong makes 1 to 8 variants of a song and streams each while it is still being decoded. Events of one variant
     come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
     with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
-    always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-    before its next step, unless the request says detach.
+    always, with the request_id by which the log has the call, BadRequest for bad fields, RetryInfo where trying again may
+    help. Cancelling the call stops every stage before its next step, unless the request says detach.
     """
     CreateSong: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.CreateSongRequest, _song_service_pb2.CreateSongResponse]
     """CreateSong begins a song and answers at once; WatchSong and StreamAudio follow it. With a request_id that was used
@@ -72,8 +72,8 @@ class SongServiceAsyncStub(SongServiceStub):
     """GenerateSong makes 1 to 8 variants of a song and streams each while it is still being decoded. Events of one variant
     come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
     with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
-    always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-    before its next step, unless the request says detach.
+    always, with the request_id by which the log has the call, BadRequest for bad fields, RetryInfo where trying again may
+    help. Cancelling the call stops every stage before its next step, unless the request says detach.
     """
     CreateSong: _aio.UnaryUnaryMultiCallable[_song_service_pb2.CreateSongRequest, _song_service_pb2.CreateSongResponse]  # type: ignore[assignment]
     """CreateSong begins a song and answers at once; WatchSong and StreamAudio follow it. With a request_id that was used
@@ -110,8 +110,8 @@ class SongServiceServicer(metaclass=_abc_1.ABCMeta):
         """GenerateSong makes 1 to 8 variants of a song and streams each while it is still being decoded. Events of one variant
         come in the order accepted, plan, progress, audio_header, audio_chunk, completed; variants interleave. The call ends
         with OK after the last variant is completed. Errors end the call with a status and google.rpc details: ErrorInfo
-        always, BadRequest for bad fields, RetryInfo where trying again may help. Cancelling the call stops every stage
-        before its next step, unless the request says detach.
+        always, with the request_id by which the log has the call, BadRequest for bad fields, RetryInfo where trying again may
+        help. Cancelling the call stops every stage before its next step, unless the request says detach.
         """
 
     @_abc_1.abstractmethod
