@@ -1,6 +1,5 @@
 """`python -m soundstage_vae --model DIR`: the codec process."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,7 +15,7 @@ from soundstage_runtime.admission import Admission
 from soundstage_runtime.checkpoint import locate
 from soundstage_runtime.process import run
 from soundstage_runtime.serve import serve
-from soundstage_vae.batching import choose_batch
+from soundstage_vae.batching import choose_batches
 from soundstage_vae.codec import Codec
 from soundstage_vae.engine import VaeEngine
 from soundstage_vae.memory import choose_window
@@ -54,7 +53,7 @@ async def main(settings: VaeSettings) -> None:
         )
         if settings.compile and can_compile(card):
             await worker.run(codec.compile_snakes)
-        windows, max_batch = await worker.run(plan, codec, size, settings)
+        batches = await worker.run(plan, codec, size, settings)
     model = StageModel(
         name=Path(settings.model).name,
         variant="oobleck",
@@ -62,14 +61,14 @@ async def main(settings: VaeSettings) -> None:
         dtype=dtype_name(dtype),
     )
     admission = Admission("VAE calls", limit=settings.max_in_flight, max_waiting=settings.max_waiting)
-    engine = VaeEngine(codec, worker, windows=windows, max_batch_tiles=max_batch)
+    engine = VaeEngine(codec, worker, windows=tuple(batches), batches=batches)
     services = offer(engine, model=model, device=str(device), admission=admission)
-    await serve(settings, services, warm_up=partial(warm_up, latent_frames=sum(windows)))
+    await serve(settings, services, warm_up=partial(warm_up, latent_frames=sum(batches)))
     engine.close()
 
 
-def plan(codec: Codec, size: VaeModel, settings: VaeSettings) -> tuple[Sequence[int], int]:
-    """Choose the lengths of windows, and how many of them are decoded at once."""
+def plan(codec: Codec, size: VaeModel, settings: VaeSettings) -> dict[int, int]:
+    """Choose the lengths of windows, in order, and how many of each are decoded at once."""
     is_cpu = codec.device.type == "cpu"
     max_batch, largest = settings.max_batch_tiles, settings.window_frames
     if max_batch == "auto":
@@ -79,8 +78,7 @@ def plan(codec: Codec, size: VaeModel, settings: VaeSettings) -> tuple[Sequence[
             tile_bytes, size, tiles=max_batch, itemsize=BYTES[dtype_name(codec.dtype)], on_card=not is_cpu
         )
         largest = _CPU_WINDOW if is_cpu else choose_window(codec.free_bytes(), bytes_of)
-    windows = window_lengths(settings.first_window_frames, largest)
-    return windows, choose_batch(codec, windows, max_batch)
+    return choose_batches(codec, window_lengths(settings.first_window_frames, largest), max_batch)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,17 @@ class BatchDecoder(Protocol):
         ...
 
 
-def choose_batch(decoder: BatchDecoder, windows: Sequence[int], max_batch: int) -> int:
-    """Return `max_batch` if a batch of windows of each length has the bits of its windows alone, and 1 if not."""
-    for frames in windows if max_batch > 1 else ():
-        if not decoder.is_batching_exact(frames, max_batch):
-            _log.info("batching_is_off", max_batch_tiles=max_batch, window_frames=frames, why="not exact to the bit")
-            return 1
-    return max_batch
+def choose_batches(decoder: BatchDecoder, windows: Sequence[int], max_batch: int) -> dict[int, int]:
+    """Return how many windows of each length may be decoded at once, up to `max_batch`.
+
+    That many have the bits of the windows alone, and so has every smaller number: all are tried.
+    """
+    found: dict[int, int] = {}
+    for frames in windows:
+        inexact = (batch for batch in range(2, max_batch + 1) if not decoder.is_batching_exact(frames, batch))
+        found[frames] = next(inexact, max_batch + 1) - 1
+        if found[frames] < max_batch:
+            _log.info(
+                "batches_are_small", window_frames=frames, tiles=found[frames], why="more are not exact to the bit"
+            )
+    return found

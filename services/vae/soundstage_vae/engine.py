@@ -1,6 +1,6 @@
 """Whole songs through the codec, tile by tile, as the scheduler lets them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +22,16 @@ class VaeEngine:
         worker: Worker,
         *,
         windows: Sequence[int],
-        max_batch_tiles: int = 1,
+        batches: Mapping[int, int] | None = None,
         order: Order = "earliest-dry",
     ) -> None:
         """Decode in windows of the lengths `windows`, one after another, and encode in windows of the last.
 
-        Up to `max_batch_tiles` of songs that decode at the same time share a forward.
+        Songs that decode at the same time share a forward, up to so many windows of a length as `batches` says.
         """
         self._codec, self._worker, self._windows = codec, worker, windows
         self._scheduler = TileScheduler(worker, order=order)
-        self._decode: Work[NDArray[np.float32]] = Work(run=codec.decode_batch, max_batch=max_batch_tiles)
+        self._decode: Work[NDArray[np.float32]] = Work(run=codec.decode_batch, batches=batches or {})
         self._encode = Work(run=lambda windows: [codec.encode(window) for window in windows])
 
     @property

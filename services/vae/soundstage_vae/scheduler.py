@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -25,10 +25,13 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work(Generic[R]):
-    """What is done to windows of one shape, up to `max_batch` at once: one outcome each, in their order."""
+    """What is done to windows of one shape: one outcome each, in their order.
+
+    `batches` says how many windows of a length, in frames, it may have at once; of any other it has one.
+    """
 
     run: Callable[[Sequence[Window]], Sequence[R | Exception]]
-    max_batch: int = 1
+    batches: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 class Stream:
@@ -110,7 +113,7 @@ class TileScheduler:
         tiles = self._waiting if self._order == "first-come" else sorted(self._waiting, key=lambda t: t.stream.dry_s)
         first = tiles[0]
         alike = [tile for tile in tiles if tile.work is first.work and tile.window.shape == first.window.shape]
-        batch = alike[: first.work.max_batch]
+        batch = alike[: first.work.batches.get(len(first.window), 1)]
         self._waiting = [tile for tile in self._waiting if tile not in batch]
         return batch
 

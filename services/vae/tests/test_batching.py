@@ -4,34 +4,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from soundstage_vae.batching import choose_batch
+from soundstage_vae.batching import choose_batches
 from soundstage_vae.codec import Codec
 
 
 class InexactAt:
-    """A decoder whose batches of one length differ from their windows alone; it writes down what it was asked."""
+    """A decoder whose batches of one length and number differ from their windows alone."""
 
-    def __init__(self, frames: int) -> None:
-        self.frames, self.asked = frames, list[tuple[int, int]]()
+    def __init__(self, frames: int, batch: int) -> None:
+        self.inexact, self.asked = (frames, batch), list[tuple[int, int]]()
 
     def is_batching_exact(self, window_frames: int, batch: int) -> bool:
         self.asked.append((window_frames, batch))
-        return window_frames != self.frames
+        return (window_frames, batch) != self.inexact
 
 
 @pytest.mark.parametrize(
     ("inexact", "max_batch", "chosen", "asked"),
     [
-        (0, 4, 4, [(32, 4), (64, 4), (128, 4)]),
-        (64, 4, 1, [(32, 4), (64, 4)]),
-        (32, 1, 1, []),
+        ((0, 0), 3, {32: 3, 64: 3}, [(32, 2), (32, 3), (64, 2), (64, 3)]),
+        ((64, 2), 3, {32: 3, 64: 1}, [(32, 2), (32, 3), (64, 2)]),
+        ((32, 3), 4, {32: 2, 64: 4}, [(32, 2), (32, 3), (64, 2), (64, 3), (64, 4)]),
+        ((32, 1), 1, {32: 1, 64: 1}, []),
     ],
 )
-def test_tiles_share_a_forward_only_where_it_leaves_no_trace(
-    inexact: int, max_batch: int, chosen: int, asked: Sequence[tuple[int, int]]
+def test_tiles_share_a_forward_only_where_that_many_were_tried_and_leave_no_trace(
+    inexact: tuple[int, int], max_batch: int, chosen: dict[int, int], asked: Sequence[tuple[int, int]]
 ) -> None:
-    decoder = InexactAt(inexact)
-    assert choose_batch(decoder, (32, 64, 128), max_batch) == chosen
+    decoder = InexactAt(*inexact)
+    assert choose_batches(decoder, (32, 64), max_batch) == chosen
     assert decoder.asked == asked
 
 

@@ -81,7 +81,11 @@ def make(
 ) -> tuple[TileScheduler, Timed, Work[int]]:
     clock = Clock()
     timed = Timed(clock, tile_s)
-    return TileScheduler(AtOnce(), order=order, clock=clock), timed, Work(run=timed, max_batch=max_batch)
+    return (
+        TileScheduler(AtOnce(), order=order, clock=clock),
+        timed,
+        Work(run=timed, batches=dict.fromkeys((4, 8), max_batch)),
+    )
 
 
 def test_a_listener_is_dry_from_its_arrival_until_audio_comes() -> None:
@@ -164,7 +168,7 @@ def test_nobody_starves_however_overloaded_the_device_is(audio_s: list[float]) -
 
 async def test_tiles_of_one_shape_and_work_share_a_batch() -> None:
     scheduler, timed, work = make(max_batch=3)
-    other = Work(run=timed, max_batch=3)
+    other = Work(run=timed, batches={4: 3})
     asked = [(work, 4), (work, 8), (other, 4), (work, 4), (work, 4), (work, 4)]
     outcomes = await asyncio.gather(
         *(scheduler.run(scheduler.open(), kind, window(n, frames)) for n, (kind, frames) in enumerate(asked))
@@ -175,7 +179,7 @@ async def test_tiles_of_one_shape_and_work_share_a_batch() -> None:
 
 async def test_a_failure_in_a_batch_is_one_songs_alone() -> None:
     scheduler = TileScheduler(AtOnce())
-    work: Work[int] = Work(run=lambda windows: [1, ValueError("loud"), 3], max_batch=3)
+    work: Work[int] = Work(run=lambda windows: [1, ValueError("loud"), 3], batches={4: 3})
     outcomes = await asyncio.gather(
         *(scheduler.run(scheduler.open(), work, window(n)) for n in range(3)), return_exceptions=True
     )

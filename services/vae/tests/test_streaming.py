@@ -166,7 +166,7 @@ async def test_songs_that_share_a_forward_are_the_songs_alone(codec: Codec, smal
 
     songs = [make_latents(num_frames) for num_frames in (70, 90, 60)]
     alone = [await join(decode(small_engine, [song])) for song in songs]
-    engine = VaeEngine(codec, Worker("vae"), windows=(32,), max_batch_tiles=4)
+    engine = VaeEngine(codec, Worker("vae"), windows=(32,), batches={32: 4})
     with codec.decoder.register_forward_pre_hook(count):
         together = await asyncio.gather(*(join(decode(engine, [song])) for song in songs))
     engine.close()
@@ -174,6 +174,19 @@ async def test_songs_that_share_a_forward_are_the_songs_alone(codec: Codec, smal
     for one, other in zip(alone, together, strict=True):
         # A batch may take another kernel, which is why a service tries whether it does before it batches.
         np.testing.assert_allclose(one, other, rtol=0, atol=NOISE)
+
+
+async def test_songs_shorter_than_any_window_that_was_tried_share_no_forward(codec: Codec) -> None:
+    sizes: list[int] = []
+
+    def count(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(arguments[0]))
+
+    engine = VaeEngine(codec, Worker("vae"), windows=(32,), batches={32: 4})
+    with codec.decoder.register_forward_pre_hook(count):
+        await asyncio.gather(*(join(decode(engine, [make_latents(20)])) for _ in range(3)))
+    engine.close()
+    assert sizes == [1, 1, 1]
 
 
 async def test_decodes_s16_by_default(engine: VaeEngine, serving: Serving) -> None:
