@@ -312,6 +312,7 @@ class Deployment:
     """A running gateway, its stages by name, and a channel to it."""
 
     channel: grpc.aio.Channel
+    port: int
     stages: dict[str, Steady]
     servers: dict[str, Server]
     assets: Assets
@@ -396,6 +397,7 @@ def deploy(tmp_path: Path) -> Deploy:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
                 yield Deployment(
                     channel=channel,
+                    port=gateway.port,
                     stages=by_name,
                     servers=servers,
                     assets=assets,

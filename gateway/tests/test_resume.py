@@ -1,20 +1,28 @@
 """A stream that is lost goes on from the very sample: the joined audio equals the unbroken one."""
 
+import asyncio
 import io
 import random
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Self
 
 import av
+import grpc
+import grpc.aio
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from soundstage.music.v1.song_service_pb2 import (
+    CreateSongRequest,
     GenerateSongRequest,
     OutputOptions,
     StreamAudioRequest,
     StreamAudioResponse,
+    WatchSongRequest,
 )
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse
@@ -37,8 +45,10 @@ from soundstage_runtime import pcm
 from .conftest import Context, Deploy, Deployment, Steady
 
 SECONDS = 6
-NOISE = np.random.default_rng(5).normal(0, 0.1, (SECONDS * 48_000, 2))
-TIME_S = np.arange(SECONDS * 48_000)[:, None] / 48_000
+LONG_SECONDS = 26  # the last of them are far from the first, as a tape sees it
+LOSSES = 200
+NOISE = np.random.default_rng(5).normal(0, 0.1, (LONG_SECONDS * 48_000, 2))
+TIME_S = np.arange(LONG_SECONDS * 48_000)[:, None] / 48_000
 # A rising tone, so that every place sounds like itself alone, and some noise.
 SONG = (0.4 * np.sin(2 * np.pi * (300 * TIME_S + 250 * TIME_S**2)) + 0.05 * NOISE).astype(np.float32)
 EXACT = [
@@ -73,6 +83,46 @@ class Musical(Steady):
             yield DecodeResponse(audio=chunk, peak=peak)
 
 
+class Cutter:
+    """A proxy that breaks each connection when so many bytes have gone to the client as `draw` says."""
+
+    def __init__(self, port: int, draw: Callable[[], int]) -> None:
+        self._port, self._draw = port, draw
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        ways = [
+            asyncio.create_task(_pass_on(reader, far_writer)),
+            asyncio.create_task(_pass_on(far_reader, writer, limit_bytes=self._draw())),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            for end in (writer, far_writer):
+                end.transport.abort()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, limit_bytes: int = 1 << 40) -> None:
+    with suppress(ConnectionError):
+        while limit_bytes and (data := await reader.read(min(limit_bytes, 1 << 16))):
+            limit_bytes -= len(data)
+            writer.write(data)
+            await writer.drain()
+
+
 @dataclass
 class Part:
     """What came before a connection was lost: bytes, and the frames that they complete."""
@@ -82,44 +132,71 @@ class Part:
     delay_frames: int
 
 
-async def make(deployment: Deployment) -> str:
-    request = GenerateSongRequest(caption="x", codes=[0] * (SECONDS * 5))
-    call = SongServiceStub(deployment.channel).GenerateSong(request)
-    events = [event async for event in call]
-    return events[0].accepted.song
+@dataclass
+class Listener:
+    """Listens to a song through connections that break, and goes on from any frame that it has heard.
+
+    `places` are where it began, and `num_undecoded` counts how often that was before all was decoded.
+    """
+
+    deployment: Deployment
+    port: int
+    song: str
+    output: OutputOptions
+    chance: random.Random
+    places: list[int] = field(default_factory=list[int])
+    num_undecoded: int = 0
+
+    async def listen(self, song_frames: int) -> list[Part]:
+        """Listen to the end; of what comes before a loss, something at the end is thrown away."""
+        parts: list[Part] = []
+        place = 0
+        while place < song_frames:
+            part, is_lost = await self._listen_once(place)
+            if is_lost and part.frame_count:
+                part.frame_count = self.chance.randint(1, part.frame_count)
+            if part.frame_count:
+                parts.append(part)
+                self.places.append(place)
+                async with self.deployment.studio.tape(self.song, 0) as tape:
+                    self.num_undecoded += not tape.is_whole
+            place += part.frame_count
+        assert place == song_frames
+        return parts
+
+    async def _listen_once(self, first_frame: int) -> tuple[Part, bool]:
+        part = Part(b"", 0, 0)
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.port}", options=options) as channel:
+            request = StreamAudioRequest(song=self.song, first_frame=first_frame, output=self.output)
+            try:
+                async for event in SongServiceStub(channel).StreamAudio(request):
+                    if event.HasField("audio_header"):
+                        part.delay_frames = event.audio_header.encoder_delay_frames
+                    elif event.HasField("audio_chunk"):
+                        assert event.audio_chunk.first_frame == first_frame + part.frame_count
+                        part.data += event.audio_chunk.data
+                        part.frame_count += event.audio_chunk.frame_count
+            except grpc.aio.AioRpcError as error:
+                assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+                return part, True
+        return part, False
 
 
-async def listen(deployment: Deployment, song: str, audio_format: AudioFormat, first_frame: int, lost: int) -> Part:
-    """Listen from a frame on, and lose the connection after so many chunks."""
-    output = OutputOptions(format=audio_format)
-    request = StreamAudioRequest(song=song, first_frame=first_frame, output=output)
-    call = SongServiceStub(deployment.channel).StreamAudio(request)
-    part = Part(b"", 0, 0)
-    async for event in call:
-        if event.HasField("audio_header"):
-            part.delay_frames = event.audio_header.encoder_delay_frames
-        elif event.HasField("audio_chunk"):
-            assert event.audio_chunk.first_frame == first_frame + part.frame_count
-            part.data += event.audio_chunk.data
-            part.frame_count += event.audio_chunk.frame_count
-            lost -= 1
-            if not lost:
-                call.cancel()
-                return part
+async def make(deployment: Deployment, seconds: int = SECONDS) -> str:
+    request = GenerateSongRequest(caption="x", codes=[0] * (seconds * 5))
+    call = SongServiceStub(deployment.channel).CreateSong(CreateSongRequest(request=request))
+    song = (await call).song.name
+    async for _ in SongServiceStub(deployment.channel).WatchSong(WatchSongRequest(song=song)):
+        pass
+    return song
+
+
+async def listen_whole(deployment: Deployment, song: str, audio_format: AudioFormat) -> Part:
+    listener = Listener(deployment, deployment.port, song, OutputOptions(format=audio_format), random.Random())
+    header = await first_event(deployment, song, audio_format)
+    [part] = await listener.listen(header.audio_header.frame_count)
     return part
-
-
-async def listen_with_losses(
-    deployment: Deployment, song: str, audio_format: AudioFormat, chance: random.Random
-) -> list[Part]:
-    total = (await first_event(deployment, song, audio_format)).audio_header.frame_count
-    parts: list[Part] = []
-    place = 0
-    while place < total:
-        parts.append(await listen(deployment, song, audio_format, place, chance.choice([1, 2, 3, 5, 8])))
-        place += parts[-1].frame_count
-    assert place == total
-    return parts
 
 
 async def first_event(deployment: Deployment, song: str, audio_format: AudioFormat) -> StreamAudioResponse:
@@ -147,25 +224,41 @@ def decode(part: Part) -> NDArray[np.floating]:
     return np.concatenate(frames)[part.delay_frames :][: part.frame_count]
 
 
-def is_bare(audio_format: AudioFormat) -> bool:
-    return audio_format.encoding == ENCODING_PCM
+def samples_of(part: Part, audio_format: AudioFormat) -> bytes:
+    """The bytes of a part's samples: of PCM all, of WAV what follows the header, of FLAC what it decodes to."""
+    if audio_format.encoding == ENCODING_FLAC:
+        return decode(part).tobytes()
+    body = part.data.partition(b"data")[2][4:] if audio_format.encoding == ENCODING_WAV else part.data
+    size_bytes = {SAMPLE_FORMAT_S16: 2, SAMPLE_FORMAT_S24: 3, SAMPLE_FORMAT_F32: 4}[audio_format.sample_format]
+    return body[: part.frame_count * size_bytes * (audio_format.channels or 2)]
 
 
-async def test_after_two_hundred_losses_pcm_wav_and_flac_are_what_they_would_have_been(deploy: Deploy) -> None:
+@pytest.mark.parametrize(
+    ("tape_limit_bytes", "least_undecoded"), [(1, LOSSES // 2), (64 << 20, 1)], ids=["decoded-anew", "decoded-once"]
+)
+async def test_after_two_hundred_losses_pcm_wav_and_flac_are_what_they_would_have_been(
+    deploy: Deploy, tape_limit_bytes: int, least_undecoded: int
+) -> None:
+    """Connections break anywhere, also while the song is still being decoded, and before or beyond what is."""
     chance = random.Random(1)
-    async with deploy(Musical("vae")) as deployment:
-        song = await make(deployment)
-        whole = [await listen(deployment, song, audio_format, 0, -1) for audio_format in EXACT]
-        losses = 0
-        while losses < 200:
-            number = chance.randrange(len(EXACT))
-            parts = await listen_with_losses(deployment, song, EXACT[number], chance)
-            losses += len(parts) - 1
-            if is_bare(EXACT[number]):
-                assert b"".join(part.data for part in parts) == whole[number].data
-            else:
-                joined = np.concatenate([decode(part) for part in parts if part.frame_count])
-                assert np.array_equal(joined, decode(whole[number]))
+    async with deploy(Musical("vae"), tape_limit_bytes=tape_limit_bytes) as deployment:
+        song = await make(deployment, LONG_SECONDS)
+        whole = [await listen_whole(deployment, song, audio_format) for audio_format in EXACT]
+        songs = [await make(deployment, LONG_SECONDS) for _ in range(6)]  # not decoded yet
+        places: list[int] = []
+        num_undecoded = 0
+        async with Cutter(deployment.port, lambda: chance.randrange(500, 1_500_000)) as cutter:
+            while len(places) < LOSSES:
+                number = chance.randrange(len(EXACT))
+                song = songs.pop() if songs else song
+                listener = Listener(deployment, cutter.port, song, OutputOptions(format=EXACT[number]), chance)
+                parts = await listener.listen(whole[number].frame_count)
+                joined = b"".join(samples_of(part, EXACT[number]) for part in parts)
+                assert joined == samples_of(whole[number], EXACT[number])
+                places += listener.places[1:]
+                num_undecoded += listener.num_undecoded
+    assert sum(place % 24_000 == 0 for place in places) < LOSSES // 10
+    assert num_undecoded >= least_undecoded
 
 
 async def test_after_losses_lossy_audio_has_no_gap_and_no_repeat_beyond_a_codec_frame(deploy: Deploy) -> None:
@@ -173,7 +266,11 @@ async def test_after_losses_lossy_audio_has_no_gap_and_no_repeat_beyond_a_codec_
     async with deploy(Musical("vae")) as deployment:
         song = await make(deployment)
         for encoding, codec_frames in CODEC_FRAMES.items():
-            parts = await listen_with_losses(deployment, song, AudioFormat(encoding=encoding), chance)
+            audio_format = AudioFormat(encoding=encoding)
+            header = await first_event(deployment, song, audio_format)
+            async with Cutter(deployment.port, lambda: chance.randrange(5_000, 60_000)) as cutter:
+                listener = Listener(deployment, cutter.port, song, OutputOptions(format=audio_format), chance)
+                parts = await listener.listen(header.audio_header.frame_count)
             assert len(parts) > 1
             place = 0
             for part in parts:
@@ -198,7 +295,7 @@ async def test_frames_asked_for_anywhere_are_those_of_the_whole(deploy: Deploy) 
     async with deploy(Musical("vae")) as deployment:
         song = await make(deployment)
         for audio_format in EXACT[:3]:
-            whole = await listen(deployment, song, audio_format, 0, -1)
+            whole = await listen_whole(deployment, song, audio_format)
             size_bytes = len(whole.data) // whole.frame_count
             for _ in range(10):
                 first = chance.randrange(whole.frame_count)
