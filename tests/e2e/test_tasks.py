@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest
 from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceStub
-from soundstage.music.v1.song_service_pb2 import GenerateSongRequest
+from soundstage.music.v1.song_service_pb2 import AlignLyricsRequest, GenerateSongRequest
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
+from soundstage_runtime.errors import read_details
 
 WORDS = np.random.default_rng(0).integers(-32_768, 32_768, (2 * 48_000, 2), np.int16)
 
@@ -88,6 +89,14 @@ TASKS: dict[str, dict[str, Any]] = {
     "outpaint": {"task": {"repaint": {"start_s": -0.4, "end_s": 0.5}}, "source": FLAC},
     "extend": {"task": {"repaint": {"start_s": 2, "end_s": 2.5}}, "source": FLAC},
     "edit": {"task": {"edit": {"source_caption": "a dull tune", "averages": 2}}, "source": FLAC},
+    "edit-codes": {
+        "task": {"edit": {"source_caption": "a dull tune", "context": "EDIT_CONTEXT_CODES"}},
+        "source": FLAC,
+    },
+    "edit-latents": {
+        "task": {"edit": {"source_caption": "a dull tune", "context": "EDIT_CONTEXT_LATENTS"}},
+        "source": FLAC,
+    },
     "retake": {
         "diffusion": {"steps": 3, "retake": {"seed": 3, "variance": 0.3}},
         "planner": {"enabled": False},
@@ -130,12 +139,19 @@ async def test_another_seed_gives_another_song(base_gateway: str) -> None:
     assert await make(base_gateway, **TASKS["cover"], seeds=[8]) != await remembered(base_gateway, "cover")
 
 
-@pytest.mark.parametrize("name", ["extract", "lego", "complete"])
-async def test_a_task_that_a_turbo_model_cannot_do_names_the_variants_that_can(gateway: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "able"),
+    [("extract", "base and xl-base"), ("lego", "base, xl-base and sft-stems"), ("complete", "base and xl-base")],
+)
+async def test_a_task_that_a_turbo_model_cannot_do_names_the_variants_that_can(
+    gateway: str, name: str, able: str
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await make(gateway, **BASE_TASKS[name])
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "base" in str(caught.value.details())
+    [violation] = read_details(caught.value).violations
+    assert violation.field == f"task.{name}"
+    assert violation.description == f"is for models of the variants {able}; this one is turbo"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +172,7 @@ async def test_outside_of_the_window_the_song_is_the_source_to_the_bit(
 
 
 async def test_a_task_changes_what_is_made_of_the_same_seed_and_source(base_gateway: str) -> None:
-    names = ("cover-switched", "cover-latents", "repaint-aggressive", "edit")
+    names = ("cover-switched", "cover-latents", "repaint-aggressive", "edit", "edit-codes", "edit-latents")
     songs = [await remembered(base_gateway, name) for name in names]
     assert len(set(songs)) == len(names)
 
@@ -164,6 +180,32 @@ async def test_a_task_changes_what_is_made_of_the_same_seed_and_source(base_gate
 async def test_references_change_the_sound(base_gateway: str) -> None:
     fields = {name: value for name, value in TASKS["references"].items() if name != "references"}
     assert await remembered(base_gateway, "references") != await make(base_gateway, **fields)
+
+
+async def test_the_lyrics_of_a_song_are_aligned_line_by_line(gateway: str) -> None:
+    lines = ["[verse]", "la la la", "far away", "[chorus]", "home again"]
+    request = GenerateSongRequest(caption="a bright tune", lyrics="\n".join(lines), seeds=[7, 8], variants=2)
+    request.planner.enabled = False
+    request.metadata.duration_s = 4
+    request.diffusion.steps = 2
+    async with grpc.aio.insecure_channel(gateway) as channel:
+        stub = SongServiceStub(channel)
+        events = [event async for event in stub.GenerateSong(request)]
+        song = events[0].accepted.song
+        first, again, second = [
+            await stub.AlignLyrics(AlignLyricsRequest(song=song, variant=variant)) for variant in (0, 0, 1)
+        ]
+    assert first == again
+    for aligned in (first, second):
+        assert [line.text for line in aligned.lines] == lines
+        times = [time for line in aligned.lines for time in (line.start_s, line.end_s)]
+        assert times == sorted(times)
+        assert times[0] >= 0
+        assert times[-1] <= 4
+        assert times[-1] > times[0]
+        assert 0 <= aligned.score <= 1
+        assert [line.partition("]")[2] for line in aligned.lrc.splitlines()] == lines
+    assert first.score != second.score
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[bytes]:

@@ -1,22 +1,38 @@
 """Processes that die, come back, or are told to stop."""
 
 import asyncio
+import io
 import signal
 import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
+import soundfile
 
-from soundstage.music.v1.song_service_pb2 import STAGE_DIT, STAGE_LM, GenerateSongRequest
+from soundstage.music.v1.audio_service_pb2 import UploadAudioRequest
+from soundstage.music.v1.audio_service_pb2_grpc import AudioServiceStub
+from soundstage.music.v1.song_service_pb2 import (
+    STAGE_DIT,
+    STAGE_LM,
+    CreateSongRequest,
+    GenerateSongRequest,
+    StreamAudioRequest,
+    WatchSongRequest,
+)
 from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage_cli.models import find_models
 from soundstage_cli.stack import ProcessDiedError, Stack
 from soundstage_runtime.errors import read_details
+
+if TYPE_CHECKING:
+    from soundstage.music.v1.song_service_pb2_grpc import SongServiceAsyncStub
 
 
 @pytest.fixture
@@ -63,6 +79,57 @@ async def test_a_killed_stage_is_unavailable_with_a_reason_and_serves_again_when
             async with asyncio.timeout(20):
                 while not await is_made(channel):
                     pass
+
+
+async def test_a_killed_gateway_goes_on_with_a_song_whose_source_was_a_file(models: Path, tmp_path: Path) -> None:
+    stack = Stack(find_models(models / "original"), flags={"gateway": ["--data-dir", str(tmp_path)]})
+    await stack.start()
+    try:
+        async with grpc.aio.insecure_channel(stack.target) as channel:
+            samples = 0.1 * np.random.default_rng(0).standard_normal((2 * 48_000, 2))
+            file = io.BytesIO()
+            soundfile.write(file, samples, 48_000, format="FLAC")
+            data = file.getvalue()
+            parts = (UploadAudioRequest(data=data[first : first + 500_000]) for first in range(0, len(data), 500_000))
+            asset = (await AudioServiceStub(channel).UploadAudio(parts)).asset
+            request = GenerateSongRequest(caption="x", source=asset, seeds=[7])
+            request.task.repaint.start_s, request.task.repaint.end_s = 0.5, 1.5
+            request.diffusion.steps = 20
+            songs = SongServiceStub(channel)
+            unbroken = (await songs.CreateSong(CreateSongRequest(request=request))).song.name
+            await watch(songs, unbroken)
+            broken = (await songs.CreateSong(CreateSongRequest(request=request))).song.name
+            async for event in songs.WatchSong(WatchSongRequest(song=broken)):
+                if event.event.progress.stage == STAGE_DIT:
+                    break
+            process = stack.members["gateway"].process
+            assert process is not None
+            process.kill()
+            await process.wait()
+            await stack.spawn("gateway")
+            await stack.wait_until_ready()
+            async with asyncio.timeout(60):
+                await watch(songs, broken)
+            heard = [
+                b"".join([event.audio_chunk.data async for event in songs.StreamAudio(StreamAudioRequest(song=song))])
+                for song in (unbroken, broken)
+            ]
+    finally:
+        await stack.stop()
+    assert len(heard[0]) == 2 * 48_000 * 4
+    assert heard[0] == heard[1]
+
+
+async def watch(songs: "SongServiceAsyncStub", song: str) -> None:
+    """Watch a song to its end, again and again while its gateway is away."""
+    while True:
+        try:
+            async for _ in songs.WatchSong(WatchSongRequest(song=song), wait_for_ready=True):
+                pass
+            break
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            await asyncio.sleep(0.1)
 
 
 async def is_made(channel: grpc.aio.Channel) -> bool:
