@@ -162,11 +162,10 @@ class Tape:
 
     def _begin(self, frame: int, stop: int) -> _Run:
         """Begin to decode for who waits for a frame: all that is missing, or, far ahead, no more than a range."""
-        if frame <= self.num_ready + _FAR_FRAMES:
-            place, end = self.num_ready, self.num_frames
-            while run := next((run for run in self._runs if run.place <= place < run.stop), None):
-                place = self._end_of(run.stop)
-        else:
+        place, end = self.num_ready, self.num_frames
+        while run := next((run for run in self._runs if run.place <= place < run.stop), None):
+            place = self._end_of(run.stop)
+        if place > frame or frame > self.num_ready + _FAR_FRAMES:
             section = frame // _SECTION_FRAMES
             place = section * _SECTION_FRAMES + self._filled[section]
             end = min(-(-stop // _SECTION_FRAMES) * _SECTION_FRAMES, section * _SECTION_FRAMES + _RANGE_FRAMES)
