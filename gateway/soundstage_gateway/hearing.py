@@ -1,4 +1,4 @@
-"""What the stages hear of a source and of references: latents."""
+"""What is heard of references, and where their latents stand."""
 
 import math
 import random
@@ -8,40 +8,14 @@ from typing import Final
 
 import numpy as np
 
-from soundstage.music.v1.song_service_pb2 import STAGE_VAE
-from soundstage.stage.v1.vae_service_pb2 import EncodeRequest, EncodeResponse, EncodeSetup
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_gateway.audio_file import Samples
 from soundstage_gateway.sound import OpenSound
-from soundstage_gateway.stages import Stages, ask
-from soundstage_runtime.pcm import audio_chunks
 from soundstage_runtime.score import REFERENCE_LATENTS, SAMPLES_PER_LATENT
 
 _WINDOWS: Final = 3
 REFERENCE_FRAMES: Final = REFERENCE_LATENTS * SAMPLES_PER_LATENT
 _WINDOW_FRAMES: Final = REFERENCE_FRAMES // _WINDOWS
-
-
-async def encode(
-    stages: Stages, pieces: Iterable[Samples], num_frames: int, *, model_fingerprint: str
-) -> list[LatentChunk]:
-    """Await the latents of audio that comes in pieces [n, 2], `num_frames` in all; raises ServiceError."""
-
-    async def audio() -> AsyncGenerator[EncodeRequest, None]:
-        yield EncodeRequest(
-            setup=EncodeSetup(
-                frame_count=num_frames, sample_format=SAMPLE_FORMAT_F32, model_fingerprint=model_fingerprint
-            )
-        )
-        first_frame = 0
-        for piece in pieces:
-            for chunk, _ in audio_chunks(piece, first_frame=first_frame, sample_format=SAMPLE_FORMAT_F32):
-                yield EncodeRequest(audio=chunk)
-            first_frame += len(piece)
-
-    async with aclosing(ask(STAGE_VAE, stages.vae.Encode, audio(), EncodeResponse)) as responses:
-        return [response.latents async for response in responses]
 
 
 async def reference_windows(sound: OpenSound, *, seed: int) -> AsyncGenerator[Samples, None]:

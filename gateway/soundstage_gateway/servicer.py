@@ -49,9 +49,10 @@ from soundstage_gateway.lyrics import write_lrc
 from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.order import count_variants
 from soundstage_gateway.playback import play
+from soundstage_gateway.song_errors import VariantUnfinishedError
 from soundstage_gateway.stages import Stages, ask_once
 from soundstage_gateway.store import KeptSong, RequestKnownError
-from soundstage_gateway.studio import Making, Studio, VariantUnfinishedError
+from soundstage_gateway.studio import Making, Studio
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import name_song
 from soundstage_runtime.serve import Service

@@ -24,35 +24,38 @@ from soundstage.music.v1.song_service_pb2 import (
     GenerateSongRequest,
     GenerateSongResponse,
     Song,
-    SongError,
     SongVariant,
     Stage,
 )
-from soundstage.stage.v1.vae_service_pb2 import DecodeRequest, DecodeResponse, DecodeSetup
-from soundstage.type.v1.audio_pb2 import SAMPLE_FORMAT_F32
 from soundstage.type.v1.score_pb2 import SongMetadata
-from soundstage.type.v1.tensor_pb2 import DATA_TYPE_FLOAT32, Tensor
+from soundstage.type.v1.tensor_pb2 import Tensor
 from soundstage_gateway.assets import Assets
 from soundstage_gateway.audio_file import Samples, clamp
-from soundstage_gateway.hearing import encode
+from soundstage_gateway.codec import decode, encode
 from soundstage_gateway.log import Log
 from soundstage_gateway.material import Material, let_go, load_source
 from soundstage_gateway.metrics import Metrics
 from soundstage_gateway.models import choose_models
 from soundstage_gateway.order import MAX_VARIANTS, Order, count_variants, read_order
 from soundstage_gateway.shelf import Shelf
+from soundstage_gateway.song_errors import (
+    SongCancelledError,
+    SongFailedError,
+    SongUnknownError,
+    SongWaitsError,
+    first_error,
+    write_error,
+)
 from soundstage_gateway.sound import OpenSound
 from soundstage_gateway.splice import Splice
-from soundstage_gateway.stages import Stages, ask
+from soundstage_gateway.stages import Stages
 from soundstage_gateway.store import PREFIX, KeptSong, Store
 from soundstage_gateway.tape import Tape, Tapes
 from soundstage_gateway.variant import Heard, Variant
 from soundstage_runtime.admission import Admission
 from soundstage_runtime.call import detach, name_song
-from soundstage_runtime.errors import ServiceError
-from soundstage_runtime.pcm import FRAMES_PER_CHUNK, from_bytes
+from soundstage_runtime.pcm import FRAMES_PER_CHUNK
 from soundstage_runtime.score import LATENT_CHANNELS, MAX_REFERENCES, SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
-from soundstage_runtime.tensors import from_proto, latent_chunks
 from soundstage_runtime.validation import Checks
 
 _log = structlog.get_logger()
@@ -61,40 +64,6 @@ _SWEEP_S: Final = 60.0
 _RESUME_S: Final = 1.0
 _PASSING: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED)
 _VARIANT: Final = re.compile(f"[0-{MAX_VARIANTS - 1}]")
-
-
-class SongUnknownError(ServiceError):
-    """There is no such song, or it is not kept any more."""
-
-    code = grpc.StatusCode.NOT_FOUND
-    reason = "SONG_UNKNOWN"
-
-
-class SongWaitsError(ServiceError):
-    """The song is not begun yet, or not again."""
-
-    code = grpc.StatusCode.UNAVAILABLE
-    reason = "SONG_WAITS"
-
-
-class VariantUnfinishedError(ServiceError):
-    """The variant is not made, or not yet."""
-
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = "VARIANT_UNFINISHED"
-
-
-class SongCancelledError(ServiceError):
-    """The song was cancelled."""
-
-    code = grpc.StatusCode.CANCELLED
-    reason = "SONG_CANCELLED"
-
-
-class SongFailedError(ServiceError):
-    """The song failed a while ago."""
-
-    reason = "SONG_FAILED"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -285,7 +254,7 @@ class Studio:
                     if event.HasField("completed") and event.variant == variant:
                         break
 
-        async def decode(start: int, stop: int) -> AsyncGenerator[Samples, None]:
+        async def decode_range(start: int, stop: int) -> AsyncGenerator[Samples, None]:
             try:
                 latents = await asyncio.to_thread(self._store.read_latents, name, variant)
                 folder = self._store.folder_of(name)
@@ -293,12 +262,12 @@ class Studio:
                 source = load_source(folder) if splice else None
             except FileNotFoundError as error:
                 raise SongUnknownError(f"{name} is not kept any more") from error
-            async with aclosing(_decode(self._stages, latents, kept.model_fingerprint, start, stop)) as pieces:
+            async with aclosing(decode(self._stages, latents, kept.model_fingerprint, start, stop)) as pieces:
                 async for piece in pieces:
                     yield piece if splice is None or source is None else splice.apply(piece, source, start)
                     start += len(piece)
 
-        with self._tapes.hold(name, variant, kept.song.variants[variant].frame_count, decode) as tape:
+        with self._tapes.hold(name, variant, kept.song.variants[variant].frame_count, decode_range) as tape:
             yield tape
 
     async def find_peak(self, name: str, variant: int, tape: Tape) -> float:
@@ -342,13 +311,13 @@ class Studio:
                     )
                 return True
             except Exception as failure:
-                error = _first(failure)
+                error = first_error(failure)
                 if error.code in _PASSING:
                     return False
         if self._waiting.pop(name, None):
             kept.song.state = SONG_STATE_FAILED if error else SONG_STATE_CANCELLED
             if error:
-                kept.song.error.CopyFrom(_write_error(error))
+                kept.song.error.CopyFrom(write_error(error))
             await self._write_end(kept)
         return True
 
@@ -377,9 +346,9 @@ class Studio:
         if making.work.cancelled():
             kept.song.state, error = SONG_STATE_CANCELLED, SongCancelledError("the song was cancelled")
         elif failure := making.work.exception():
-            error = _first(failure)
+            error = first_error(failure)
             kept.song.state = SONG_STATE_FAILED
-            kept.song.error.CopyFrom(_write_error(error))
+            kept.song.error.CopyFrom(write_error(error))
         else:
             kept.song.state = SONG_STATE_COMPLETED
         is_written = True
@@ -526,40 +495,3 @@ class Studio:
             except Exception:  # a locked database, say, may do next time
                 _log.exception("sweep_failed")
             await asyncio.sleep(_SWEEP_S)
-
-
-async def _decode(
-    stages: Stages, latents: Tensor, model_fingerprint: str, start: int, stop: int
-) -> AsyncGenerator[Samples, None]:
-    """Yield frames [start, stop) of latents [frames, 64] as samples [n, 2]; raises ServiceError."""
-
-    async def requests() -> AsyncGenerator[DecodeRequest, None]:
-        setup = DecodeSetup(
-            latent_frames=latents.shape[0],
-            sample_format=SAMPLE_FORMAT_F32,
-            model_fingerprint=model_fingerprint,
-            first_frame=start,
-            frame_count=stop - start,
-        )
-        yield DecodeRequest(setup=setup)
-        rows = from_proto(latents, "latents", shape=(None, LATENT_CHANNELS))
-        for chunk in latent_chunks(rows, DATA_TYPE_FLOAT32):
-            yield DecodeRequest(latents=chunk)
-
-    async with aclosing(ask(STAGE_VAE, stages.vae.Decode, requests(), DecodeResponse)) as responses:
-        async for response in responses:
-            yield from_bytes(response.audio.data, SAMPLE_FORMAT_F32)
-
-
-def _write_error(error: ServiceError) -> SongError:
-    return SongError(code=int(error.code.value[0]), reason=error.reason, message=error.message)
-
-
-def _first(failure: BaseException) -> ServiceError:
-    """Return the error that a client is told; what is not meant for one goes to the log."""
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    if isinstance(failure, ServiceError):
-        return failure
-    _log.error("song_failed", exc_info=failure)
-    return ServiceError("an internal error; the server's log has it by the song's name")

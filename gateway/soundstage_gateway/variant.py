@@ -23,7 +23,8 @@ from soundstage.stage.v1.lm_service_pb2 import ComposePlan, ComposeRequest, Comp
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage.type.v1.tensor_pb2 import LatentChunk
 from soundstage_gateway.audio_file import Samples
-from soundstage_gateway.hearing import REFERENCE_FRAMES, encode, shift
+from soundstage_gateway.codec import encode
+from soundstage_gateway.hearing import REFERENCE_FRAMES, shift
 from soundstage_gateway.order import Order
 from soundstage_gateway.stages import Stages, ask
 from soundstage_runtime.score import (
