@@ -48,7 +48,8 @@ class AudioServiceServicer(object):
 
     def UploadAudio(self, request_iterator, context):
         """UploadAudio takes an audio file: wav, flac, mp3, ogg or m4a, of 0.04 to 600 s. It is kept for a while, until newer
-        ones push it out. Bad files are refused with INVALID_ARGUMENT.
+        ones push it out; songs that are accepted need it no more. Bad files are refused with INVALID_ARGUMENT, and a client
+        that sends less than 16 kB a second loses its call with DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,7 +35,8 @@ class AudioServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AudioServiceAsyncStub: ...
     UploadAudio: _grpc.StreamUnaryMultiCallable[_audio_service_pb2.UploadAudioRequest, _audio_service_pb2.UploadAudioResponse]
     """UploadAudio takes an audio file: wav, flac, mp3, ogg or m4a, of 0.04 to 600 s. It is kept for a while, until newer
-    ones push it out. Bad files are refused with INVALID_ARGUMENT.
+    ones push it out; songs that are accepted need it no more. Bad files are refused with INVALID_ARGUMENT, and a client
+    that sends less than 16 kB a second loses its call with DEADLINE_EXCEEDED.
     """
 
 @_typing.type_check_only
@@ -45,7 +46,8 @@ class AudioServiceAsyncStub(AudioServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadAudio: _aio.StreamUnaryMultiCallable[_audio_service_pb2.UploadAudioRequest, _audio_service_pb2.UploadAudioResponse]  # type: ignore[assignment]
     """UploadAudio takes an audio file: wav, flac, mp3, ogg or m4a, of 0.04 to 600 s. It is kept for a while, until newer
-    ones push it out. Bad files are refused with INVALID_ARGUMENT.
+    ones push it out; songs that are accepted need it no more. Bad files are refused with INVALID_ARGUMENT, and a client
+    that sends less than 16 kB a second loses its call with DEADLINE_EXCEEDED.
     """
 
 class AudioServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -58,7 +60,8 @@ class AudioServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audio_service_pb2.UploadAudioResponse, _abc.Awaitable[_audio_service_pb2.UploadAudioResponse]]:
         """UploadAudio takes an audio file: wav, flac, mp3, ogg or m4a, of 0.04 to 600 s. It is kept for a while, until newer
-        ones push it out. Bad files are refused with INVALID_ARGUMENT.
+        ones push it out; songs that are accepted need it no more. Bad files are refused with INVALID_ARGUMENT, and a client
+        that sends less than 16 kB a second loses its call with DEADLINE_EXCEEDED.
         """
 
 def add_AudioServiceServicer_to_server(servicer: AudioServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -116,7 +116,7 @@ class GenerateSongRequest(_message.Message):
     """variants is how many songs to make, 1 to 8, each with its own seed. Default 1."""
     source: _builtins.str
     """source is what the task works on: "assets/{id}", of UploadAudio, or a finished song, "songs/{id}" or
-    "songs/{id}/variants/{variant}". A cover may have codes instead.
+    "songs/{id}/variants/{variant}", which is heard clipped at full scale. A cover may have codes instead.
     """
     detach: _builtins.bool
     """detach lets the song be finished though the call is cancelled or its connection lost."""

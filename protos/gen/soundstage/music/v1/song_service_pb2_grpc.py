@@ -150,7 +150,8 @@ class SongServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AlignLyrics(self, request, context):
-        """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made.
+        """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made;
+        a variant that is not made yet is refused with FAILED_PRECONDITION.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

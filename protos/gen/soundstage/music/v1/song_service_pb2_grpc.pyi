@@ -61,7 +61,9 @@ class SongServiceStub:
     trailer. The frames are the same whenever and however often they are asked for.
     """
     AlignLyrics: _grpc.UnaryUnaryMultiCallable[_song_service_pb2.AlignLyricsRequest, _song_service_pb2.AlignLyricsResponse]
-    """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
+    """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made;
+    a variant that is not made yet is refused with FAILED_PRECONDITION.
+    """
 
 @_typing.type_check_only
 class SongServiceAsyncStub(SongServiceStub):
@@ -96,7 +98,9 @@ class SongServiceAsyncStub(SongServiceStub):
     trailer. The frames are the same whenever and however often they are asked for.
     """
     AlignLyrics: _aio.UnaryUnaryMultiCallable[_song_service_pb2.AlignLyricsRequest, _song_service_pb2.AlignLyricsResponse]  # type: ignore[assignment]
-    """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
+    """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made;
+    a variant that is not made yet is refused with FAILED_PRECONDITION.
+    """
 
 class SongServiceServicer(metaclass=_abc_1.ABCMeta):
     """SongService makes songs, keeps them for a while, and plays them."""
@@ -182,6 +186,8 @@ class SongServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _song_service_pb2.AlignLyricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_song_service_pb2.AlignLyricsResponse, _abc.Awaitable[_song_service_pb2.AlignLyricsResponse]]:
-        """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made."""
+        """AlignLyrics says when each line of a finished song's lyrics is sung. The song must be one of the last that were made;
+        a variant that is not made yet is refused with FAILED_PRECONDITION.
+        """
 
 def add_SongServiceServicer_to_server(servicer: SongServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
