@@ -227,8 +227,8 @@ async def _open_one_process(models: Models, plan: Plan, worker: Worker) -> Make:
     if can_compile(describe_card(device)):
         await worker.run(codec.compile_snakes)
     settings = VaeSettings.model_validate({"model": models.vae})
-    windows, _ = await worker.run(plan_tiles, codec, read_size(Path(models.vae)), settings)
-    dit, vae = DitEngine(loaded, worker), VaeEngine(codec, worker, windows=windows)
+    batches = await worker.run(plan_tiles, codec, read_size(Path(models.vae)), settings)
+    dit, vae = DitEngine(loaded, worker), VaeEngine(codec, worker, windows=tuple(batches), batches=batches)
 
     async def make(duration_s: int, seed: int) -> AsyncIterator[int]:
         song = Song(
