@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(shell cd protos && find soundstage -name '*.proto' | sort)
 
-.PHONY: help demo test test-node test-go test-cpp test-browser test-players test-vllm test-all check gen golden picture fmt clean
+.PHONY: help demo test test-node test-go test-cpp test-browser test-players test-soak test-vllm test-all check gen golden picture fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,7 +11,7 @@ demo: .venv/ready ## make a 20 s song with four processes on tiny random models,
 	$(BIN)/soundstage demo --output demo.wav
 
 test: .venv/ready ## run the tests that need Python alone, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not node and not go and not cpp and not browser and not players and not gpu and not vllm"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not node and not go and not cpp and not browser and not players and not gpu and not vllm and not soak"
 
 test-node: .venv/ready clients/node/node_modules ## run the tests that need Node.js and npm
 	$(BIN)/pytest -m "node and not gpu"
@@ -28,13 +28,16 @@ test-browser: .venv/ready ## run the tests that need Chromium
 test-players: .venv/ready ## run the tests that need ffmpeg, mpv, VLC and GStreamer
 	$(BIN)/pytest -m players
 
+test-soak: .venv/ready ## run the tests that take minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m soak
+
 test-vllm: .venv/ready .venv-vllm/ready ## type-check and test what needs vLLM, on the CPU
 	$(BIN)/pyright --project services/lm/pyright-vllm.json
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -m vllm -W default services/lm
 	PYTHONPATH=services/lm/tests/interpreted TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 OMP_NUM_THREADS=1 \
 	  .venv-vllm/bin/python -m pytest -m vllm -W default services/lm -k "eight_songs and 2.0 or late or runner"
 
-test-all: test test-node test-go test-cpp test-browser test-players test-vllm ## run all tests
+test-all: test test-soak test-node test-go test-cpp test-browser test-players test-vllm ## run all tests
 
 check: .venv/ready .venv-gen/ready ## format, lint, types, protos, stub drift
 	$(BIN)/ruff format --check .

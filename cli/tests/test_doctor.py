@@ -29,7 +29,7 @@ def test_a_card_its_tier_its_plans_and_what_is_given_up() -> None:
     ]
     assert "given up: language model: 4B asked, 1.7B fits a card of tier 5" in answer.stdout
     assert "next: a card of 16 GB would have" in answer.stdout
-    flags = "--gpu-memory 3133MiB --max-in-flight 2 --quantization int8 --offload model --max-duration-s 600"
+    flags = "--gpu-memory 3151MiB --max-in-flight 2 --quantization int8 --offload model --max-duration-s 600"
     assert f"python -m soundstage_dit --model MODEL {flags}\n" in answer.stdout
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO, Any, BinaryIO, Final, NoReturn
 
 import numpy as np
@@ -64,11 +65,13 @@ class AudioDecoder:
             process = await starting
             if process.returncode is None:
                 process.kill()
-            status = await process.wait()
-        if status < 0:  # ended by a signal
+            while process.returncode is None:  # at once, but a closing loop cancels the wait for it too
+                with suppress(asyncio.CancelledError):
+                    await process.wait()
+        if process.returncode < 0:  # ended by a signal
             _refuse(_BREAKS)
-        if status:
-            raise RuntimeError(f"the decoder ended with status {status}: {errors.decode()}")
+        if process.returncode:
+            raise RuntimeError(f"the decoder ended with status {process.returncode}: {errors.decode()}")
 
 
 def _read(answer: IO[bytes]) -> Recording:

@@ -222,7 +222,7 @@ async def test_variants_are_whole_songs_with_seeds_of_their_own(deploy: Deploy) 
         assert kinds(own) == ["plan", "progress", "queued", "progress", "audio_header", "audio_chunk", "completed"]
         assert own[-1].completed.seed == seeds[variant]
     digests = {event.completed.pcm_sha256 for event in events if event.HasField("completed")}
-    assert len(digests) == len(set(seeds))
+    assert len(digests) == len({seed % 1000 for seed in seeds})  # which is what the stages here make songs of
 
 
 async def test_a_song_more_than_the_limit_is_refused_with_a_time_to_come_back(deploy: Deploy) -> None:

@@ -205,6 +205,7 @@ async def taken(process: int, stage: str) -> int:
     return peak_bytes(await asyncio.to_thread(Path(f"/proc/{process}/status").read_text)) - bare_import_bytes(stage)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)  # two processes, a minute of a core for each
 @pytest.mark.parametrize(
     ("stage", "call", "refuse", "flags"),

@@ -127,7 +127,11 @@ async def remembered(address: str, name: str) -> bytes:
     return MADE[name]
 
 
-@pytest.mark.parametrize("name", ALL_TASKS)
+# Half a minute of reference is heard twice there.
+SLOW = {"references": pytest.mark.soak}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in ALL_TASKS])
 async def test_the_same_seed_gives_the_same_bytes(base_gateway: str, name: str) -> None:
     song = await remembered(base_gateway, name)
     assert len(song) == round(SECONDS.get(name, 2) * 48_000) * 4

@@ -27,6 +27,7 @@ def memory_bytes(pid: int) -> int:
     return int(found[1]) << 10
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("max_buffer_s", [None, 1.0], ids=["unpaced", "paced"])
 async def test_a_hundred_stalled_listeners_cost_little_memory(models: Path, max_buffer_s: float | None) -> None:
     stack = Stack(find_models(models / "original"))

@@ -37,7 +37,8 @@ from .test_engine import finish
 
 TOLERANCE = 1e-5  # one matrix product over another number of rows adds in another order
 LONGEST = 3000
-MIXES = 100
+MIXES, QUICK = 100, 25
+LATER = range(QUICK, MIXES)
 
 
 def draw_task(draw: Generator, frames: int) -> Task:
@@ -119,7 +120,7 @@ def test_the_mixes_have_all_lengths_tasks_and_guidances() -> None:
     assert {song.diffusion.steps for song in songs} == {1, 2, 3}
 
 
-@pytest.mark.parametrize("mix", range(MIXES))
+@pytest.mark.parametrize("mix", [*range(QUICK), *(pytest.param(mix, marks=pytest.mark.soak) for mix in LATER)])
 async def test_a_song_beside_others_is_the_same_to_the_bit(base_model: LoadedModel, alone: DitEngine, mix: int) -> None:
     draw = np.random.default_rng((mix, 9))
     songs = [draw_song(np.random.default_rng((mix, number))) for number in range(3)]
