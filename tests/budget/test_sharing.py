@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOUNDSTAGE = [sys.executable, "-m", "soundstage_cli.app"]
 
 
