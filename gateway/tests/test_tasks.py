@@ -134,8 +134,8 @@ async def test_windows_of_a_long_reference_stay_in_their_third(seed: int) -> Non
 
 @pytest.mark.parametrize(
     ("mode", "fade"),
-    [({"mode": "REPAINT_MODE_CONSERVATIVE"}, 2400), ({"strength": 0.5}, 1200)],
-    ids=["conservative", "balanced"],
+    [({"mode": "REPAINT_MODE_CONSERVATIVE"}, 2400), ({"strength": 0.5}, 1200), ({"strength": 0.25}, 1800)],
+    ids=["conservative", "balanced", "mild"],
 )
 async def test_outside_of_the_window_a_repaint_is_the_source_to_the_bit(
     deploy: Deploy, mode: dict[str, Any], fade: int
