@@ -24,6 +24,7 @@ from soundstage_cli.bench.song import (
 from soundstage_cli.bench.song_report import summarize
 
 
+@pytest.mark.soak
 def test_measures_a_tiny_song_made_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     options = ["--size", "tiny", "--seconds", "2", "--rounds", "1", "--threads", "1", "--together", "2"]

@@ -234,7 +234,11 @@ def samples_of(part: Part, audio_format: AudioFormat) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("tape_limit_bytes", "least_undecoded"), [(1, LOSSES // 2), (64 << 20, 1)], ids=["decoded-anew", "decoded-once"]
+    ("tape_limit_bytes", "least_undecoded"),
+    [
+        pytest.param(1, LOSSES // 2, id="decoded-anew", marks=pytest.mark.soak),
+        pytest.param(64 << 20, 1, id="decoded-once"),
+    ],
 )
 async def test_after_two_hundred_losses_pcm_wav_and_flac_are_what_they_would_have_been(
     deploy: Deploy, tape_limit_bytes: int, least_undecoded: int

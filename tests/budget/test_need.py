@@ -52,6 +52,7 @@ def test_a_forward_pass_of_the_diffusion(network: str, width: int, frames: int, 
     assert predicted == pytest.approx(taken, rel=TOLERANCE)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("network", "channels", "frames"), [("vae-tiny", 8, 1024), ("vae-mid", 32, 256)])
 def test_a_tile_of_the_codec(network: str, channels: int, frames: int) -> None:
     short, long, decoded = measure(network, (32, 1), (64, 1), (frames, 0))
