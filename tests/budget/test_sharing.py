@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.soak
+
 SOUNDSTAGE = [sys.executable, "-m", "soundstage_cli.app"]
 
 
@@ -44,7 +46,6 @@ def test_up_refuses_memory_that_is_too_little_with_the_sum(models: Path) -> None
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.soak
 def test_what_is_measured_is_no_more_than_what_was_predicted(models: Path, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
     arguments = ["--tiers", "0.5,1.2", "--models", str(models / "original"), "--json", str(path)]

@@ -136,6 +136,7 @@ async def test_texts_that_come_and_go_change_no_other(writer: TorchWriter) -> No
     assert (writer.num_live, writer.num_pages_used) == (0, 0)
 
 
+@pytest.mark.soak
 async def test_a_thousand_closed_texts_leave_nothing(checkpoint: Checkpoint, byte_grammar: Grammar) -> None:
     worker = Watched()
     writer = TorchWriter(checkpoint, worker, byte_grammar)
