@@ -37,9 +37,12 @@ export function address(path, query = {}) {
  * @returns {Promise<any>} the answer's JSON
  */
 export async function ask(method, path, body) {
+  const key = sessionStorage.getItem(KEY);
   const answer = await send(method, path, body);
   if (answer.status === 401) {
-    await askForKey(await readError(answer));
+    const error = await readError(answer);
+    // While this was on its way another may have been given.
+    if (sessionStorage.getItem(KEY) === key) await askForKey(error);
     return ask(method, path, body);
   }
   if (!answer.ok) throw await readError(answer);
