@@ -9,6 +9,7 @@ import torch
 
 from soundstage_dit.alignment import (
     Alignment,
+    Heads,
     Matrix,
     combine,
     find_heads,
@@ -18,8 +19,10 @@ from soundstage_dit.alignment import (
     time_lines,
     warp,
 )
-from soundstage_dit.conditioning import LyricTokens
+from soundstage_dit.conditioning import MAX_LYRIC_TOKENS, LyricTokens
+from soundstage_dit.memory import estimate_bytes
 from soundstage_dit.sampler import draw_noise, noised
+from soundstage_dit.scheduler import count_tokens
 from soundstage_dit.song import Latents, Song
 from soundstage_dit.trajectory import Conditions
 from soundstage_dit.weights import LoadedModel
@@ -44,13 +47,21 @@ class Look:
     frame_s: float
 
 
+def look_bytes(song: Song, model: LoadedModel) -> int:
+    """Estimate, from above, what a look takes beside the model: conditions, and what a layer's heads give to words.
+
+    Raises UncalibratedError.
+    """
+    words = min(MAX_LYRIC_TOKENS, len(song.lyrics.encode()))
+    heads = max(map(len, _heads_of(model).values()))
+    return estimate_bytes(song, model) + 2 * heads * count_tokens(song.num_frames) * words * 4
+
+
 def look(song: Song, latents: Latents, conditions: Conditions, model: LoadedModel, *, time: float) -> Look:
     """See where the transformer attends to the lyrics of a song that was made, [frames, channels], at a time.
 
     At 1 it is shown noise alone. Raises UncalibratedError and AlignError.
     """
-    stack = model.dit.shape.stack
-    heads = find_heads(len(stack.windows), stack.heads, model.lyric_heads)
     diffusion = song.diffusion
     made = (torch.from_numpy(latents) - diffusion.latent_shift) / diffusion.latent_rescale
     noisy = noised(made, draw_noise(_SEED, *made.shape), time)
@@ -63,7 +74,7 @@ def look(song: Song, latents: Latents, conditions: Conditions, model: LoadedMode
             conditions.context,
             conditions.memory,
             conditions.adaptations,
-            heads=heads,
+            heads=_heads_of(model),
             conditions=lyrics.places,
         )
     ]
@@ -90,3 +101,8 @@ async def score(look: Look) -> float:
     if not look.lyrics.texts:
         return 0.0
     return await asyncio.to_thread(score_attention, look.attention, find_sung(look.lyrics.texts))
+
+
+def _heads_of(model: LoadedModel) -> Heads:
+    stack = model.dit.shape.stack
+    return find_heads(len(stack.windows), stack.heads, model.lyric_heads)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from soundstage_device.worker import DeviceMemoryError
 from soundstage_dit.adapters import Adapters, Loan
-from soundstage_dit.aligner import Look, align, look, score
+from soundstage_dit.aligner import Look, align, look, look_bytes, score
 from soundstage_dit.alignment import Alignment
 from soundstage_dit.guard import Guard
 from soundstage_dit.journey import DenoiseError, Journey
 from soundstage_dit.line import Line, Visit
-from soundstage_dit.memory import estimate_bytes, look_bytes
+from soundstage_dit.memory import estimate_bytes
 from soundstage_dit.model.adapter import Adaptation
 from soundstage_dit.residence import Residence
 from soundstage_dit.scheduler import Load, Queued, Room, charge, count_tokens, take_turn

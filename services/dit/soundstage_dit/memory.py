@@ -5,7 +5,6 @@ from typing import Final
 from soundstage_budget.need import LAYERS_AT_ONCE, song_bytes, velocity_tokens
 from soundstage_dit.conditioning import MAX_LYRIC_TOKENS, MAX_TEXT_TOKENS
 from soundstage_dit.residence import weight_bytes
-from soundstage_dit.scheduler import count_tokens
 from soundstage_dit.size import transformer_shape
 from soundstage_dit.song import Cover, Edit, Song
 from soundstage_dit.weights import LoadedModel
@@ -27,16 +26,6 @@ def estimate_bytes(song: Song, model: LoadedModel) -> int:
         sets=_num_conditions(song),
         reference_frames=len(song.references) * REFERENCE_LATENTS,
     )
-
-
-def look_bytes(song: Song, model: LoadedModel) -> int:
-    """Estimate, from above, what a look at attention takes beside the model: conditions, and what heads give to words.
-
-    The heads of one layer are on the device at once, and the model has heads enough for all that may be looked at.
-    """
-    words = min(MAX_LYRIC_TOKENS, len(song.lyrics.encode()))
-    heads = max(map(len, (model.lyric_heads or {0: (0, 1)}).values()))
-    return estimate_bytes(song, model) + 2 * heads * count_tokens(song.num_frames) * words * 4
 
 
 def tokens_that_fit(model: LoadedModel, free_bytes: float) -> float:
