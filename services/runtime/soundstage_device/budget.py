@@ -3,7 +3,7 @@
 import ctypes
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -15,8 +15,9 @@ from soundstage_budget.plan import DoesNotFitError, size
 from soundstage_device.device import describe_card
 from soundstage_runtime.memory import parse_memory
 
-_M_MMAP_THRESHOLD: Final = -3  # glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _LARGE_BYTES: Final = 1 << 20
+_KEPT_BYTES: Final = 1 << 30
 
 _log = structlog.stdlib.get_logger()
 
@@ -43,10 +44,10 @@ def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
 
     To be called before anything is loaded. Raises DoesNotFitError when another process has taken what it would need.
     """
-    if budget_bytes is None:
-        return
     if device.type != "cuda":
-        _return_what_is_freed()
+        keep_freed_memory() if budget_bytes is None else _return_freed_memory()
+        return
+    if budget_bytes is None:
         return
     total = memory_bytes(device)
     free = torch.cuda.mem_get_info(device)[0] + context_bytes(on_card=True)  # ours is taken by now
@@ -58,10 +59,24 @@ def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(max(0.0, budget_bytes - context_bytes(on_card=True)) / total, device)
 
 
-def _return_what_is_freed() -> None:
+def keep_freed_memory() -> None:
+    """Have glibc keep up to a GiB of what is freed, for the next tensor: to be called before there are threads.
+
+    Left to itself it returns a tensor's pages as it goes and asks for new ones, which the kernel has to clear.
+    """
+    # On one heap: what a thread frees of a heap of its own goes back whatever the thresholds are.
+    _set_malloc({_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: _KEPT_BYTES, _M_TRIM_THRESHOLD: _KEPT_BYTES})
+
+
+def _return_freed_memory() -> None:
     """Have glibc give large tensors back to the system as they go: left to itself it keeps ever larger ones."""
+    _set_malloc({_M_MMAP_THRESHOLD: _LARGE_BYTES})
+
+
+def _set_malloc(options: Mapping[int, int]) -> None:
     with suppress(AttributeError):  # another libc
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        for option, value in options.items():
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def free_bytes(device: torch.device, budget_bytes: int | None) -> float:

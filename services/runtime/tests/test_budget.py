@@ -119,3 +119,34 @@ def taken_by_holes(*arguments: str) -> int:
 def test_on_a_cpu_what_has_gone_leaves_no_holes() -> None:
     assert taken_by_holes("pinned") < 4 << 20
     assert taken_by_holes() > 4 << 20
+
+
+FAULTS = """
+import resource, sys, threading, torch
+from soundstage_device.budget import pin_budget
+pin_budget(1 << 30 if "pinned" in sys.argv else None, torch.device("cpu"))
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def work():
+    counts = []
+    for _ in range(3):
+        before = faults()
+        for mib in (3, 1, 9, 17, 65):
+            sum((torch.ones(mib << 18) for _ in range(3)), torch.zeros(mib << 18))
+        counts.append(faults() - before)
+    print(counts[-1])
+worker = threading.Thread(target=work)
+worker.start()
+worker.join()
+"""
+
+
+def pages_asked_for(*arguments: str) -> int:
+    """How many pages a thread asks the kernel for, which works through the same tensors for the third time."""
+    done = subprocess.run([sys.executable, "-c", FAULTS, *arguments], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def test_on_a_cpu_without_a_budget_memory_is_used_again() -> None:
+    assert pages_asked_for() < 100
+    assert pages_asked_for("pinned") > 10_000
