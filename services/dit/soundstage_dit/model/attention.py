@@ -12,26 +12,23 @@ from soundstage_device.products import has_products, multiply
 from soundstage_dit.model.adapter import NOTHING, Additions, project
 from soundstage_dit.model.shape import StackShape
 
-# Products of fewer queries wait for memory, those of more fill the cache with scores.
-_LEAST_BLOCK: Final = 128
-_SCORES_AT_ONCE: Final = 1 << 19
+_SCORES_AT_ONCE: Final = 3 << 18  # fewer make small products, more do not stay in a CPU's cache
 _TOKENS_WEIGHED: Final = 512
-_PIECE: Final = 768  # tokens: what lies between two projections of so many stays in a CPU's cache
 
-Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [tokens, head_dim], float32
+Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [tokens, 1, head_dim], float32
 
 
 def rotation(lengths: Sequence[int], head_dim: int, theta: float, device: torch.device) -> Rotation:
     """Make the rotary angles of sequences of these lengths; each one counts its positions from 0."""
     positions = torch.cat([torch.arange(length, device=device, dtype=torch.float32) for length in lengths])
     rates = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.outer(positions, rates)
+    angles = torch.outer(positions, rates)[:, None]
     cosines, sines = angles.cos(), angles.sin()
     return torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Turn x [heads, tokens, head_dim]; the first half of a head pairs with the second."""
+    """Turn x [tokens, heads, head_dim]; the first half of a head pairs with the second."""
     cosines, sines = by
     wide = x.float()
     return torch.addcmul(wide * cosines, wide.roll(wide.shape[-1] // 2, dims=-1), sines).to(x.dtype)
@@ -42,30 +39,56 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) ->
 
     To all of them, or, within one sequence, to those at most `window` tokens away.
     """
-    if queries.device.type == "cpu" and queries.dtype is torch.float32 and has_products():
+    if queries.device.type == "cpu":
         return attend_in_blocks(queries, keys, values, window)
     return attend_to_all(queries, keys, values) if window is None else attend_near(queries, keys, values, window)
 
 
 def attend_in_blocks(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-    """Attend as `attend`, a block of queries at a time: with oneDNN's products, faster than torch's on some CPUs."""
-    groups, length, num_keys = len(queries) // len(keys), queries.shape[1], keys.shape[1]
-    scaled, keys, by_channel = queries * queries.shape[-1] ** -0.5, keys.contiguous(), values.mT.contiguous()
-    positions = torch.arange(max(length, num_keys))
-    block = max(_LEAST_BLOCK, _SCORES_AT_ONCE // (groups * num_keys) if window is None else window)
-    seen = torch.empty_like(queries)
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        near = slice(0, num_keys) if window is None else slice(max(0, start - window), min(end + window, num_keys))
-        is_far = None if window is None else (positions[start:end, None] - positions[near]).abs() > window
-        for head in range(len(keys)):
-            own = slice(head * groups, (head + 1) * groups)
-            scores = multiply(scaled[own, start:end].flatten(0, 1), keys[head, near]).unflatten(0, (groups, -1))
-            if is_far is not None:
-                scores.masked_fill_(is_far, -torch.inf)
-            shares = scores.softmax(dim=-1).flatten(0, 1)
-            seen[own, start:end] = multiply(shares, by_channel[head, :, near].contiguous()).unflatten(0, (groups, -1))
-    return seen
+    """Attend as `attend`, a block of queries at a time: faster than the fused kernels on a CPU."""
+    kv_heads, _, head_dim = keys.shape
+    by_token = queries.unflatten(0, (kv_heads, -1)).transpose(1, 2)  # [kv_heads, n, groups, head_dim]
+    scaled = torch.empty(by_token.shape, dtype=queries.dtype)
+    torch.mul(by_token, head_dim**-0.5, out=scaled)
+    # A block of tokens is a block of rows, of the queries that share a head of keys.
+    rows, keys, values = scaled.flatten(1, 2), keys.contiguous(), values.contiguous()
+    seen = torch.empty_like(rows)
+    if window is not None:
+        _see_near(rows, keys, values, window, seen)
+    else:
+        _see_all(rows, keys, values, seen)
+    # As rows of tokens in memory, which is what the next layer reads.
+    return seen.view_as(scaled).transpose(0, 1).flatten(1, 2).transpose(0, 1)
+
+
+def _see_all(rows: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> None:
+    """Attend from rows [kv_heads, r, head_dim] to keys and values [kv_heads, m, head_dim], into `seen` like rows."""
+    block = max(1, _SCORES_AT_ONCE // keys.shape[1])
+    if rows.dtype is torch.float32 and has_products():
+        for head, by_channel in enumerate(values.mT.contiguous()):
+            for part, into in zip(rows[head].split(block), seen[head].split(block), strict=True):
+                scores = multiply(part, keys[head])
+                into[:] = multiply(torch.softmax(scores, dim=-1, out=scores), by_channel)
+        return
+    for part, into in zip(rows.split(block, dim=1), seen.split(block, dim=1), strict=True):
+        scores = part @ keys.mT
+        torch.bmm(torch.softmax(scores, dim=-1, out=scores), values, out=into)
+
+
+def _see_near(rows: Tensor, keys: Tensor, values: Tensor, window: int, seen: Tensor) -> None:
+    """Attend as `_see_all` from rows [kv_heads, n * groups, head_dim], to keys and values near their own tokens."""
+    length = keys.shape[1]
+    groups = rows.shape[1] // length
+    # A block of `window` tokens meets itself and a window to either side.
+    distance = (torch.arange(window)[:, None] - torch.arange(-window, 2 * window)).abs()
+    far = torch.zeros(distance.shape, dtype=rows.dtype).masked_fill_(distance > window, -torch.inf)
+    far = far.repeat_interleave(groups, dim=0)
+    for start in range(0, length, window):
+        first, end, last = max(0, start - window), min(start + window, length), min(start + 2 * window, length)
+        block = slice(start * groups, end * groups)
+        bias = far[: (end - start) * groups, first - start + window : last - start + window]
+        scores = torch.baddbmm(bias, rows[:, block], keys[:, first:last].mT)
+        torch.bmm(torch.softmax(scores, dim=-1, out=scores), values[:, first:last], out=seen[:, block])
 
 
 def attend_to_all(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -116,21 +139,27 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.eps)
         self._head_dim = shape.head_dim
 
-    def query(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
+    def query(self, x: Tensor, additions: Additions = NOTHING, turn: Rotation | None = None) -> Tensor:
         """Return queries [heads, tokens, head_dim] of x [tokens, width]."""
-        return self.q_norm(self._split(project(self.q_proj, x, additions)))
+        return self._split(project(self.q_proj, x, additions), self.q_norm, turn)
 
-    def remember(self, x: Tensor, additions: Additions = NOTHING) -> tuple[Tensor, Tensor]:
+    def remember(
+        self, x: Tensor, additions: Additions = NOTHING, turn: Rotation | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return keys and values, each [kv_heads, tokens, head_dim], of x [tokens, width]."""
-        keys = self.k_norm(self._split(project(self.k_proj, x, additions)))
+        keys = self._split(project(self.k_proj, x, additions), self.k_norm, turn)
         return keys, self._split(project(self.v_proj, x, additions))
 
     def join(self, parts: Sequence[Tensor], additions: Additions = NOTHING) -> Tensor:
         """Put what every song attended to, [heads, tokens, head_dim], back into one [tokens, width]."""
-        return project(self.o_proj, torch.cat([part.transpose(0, 1).flatten(1) for part in parts]), additions)
+        rows = [part.transpose(0, 1).flatten(1) for part in parts]
+        return project(self.o_proj, torch.cat(rows) if len(rows) > 1 else rows[0], additions)
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self._head_dim)).transpose(-3, -2)
+    def _split(self, x: Tensor, norm: nn.RMSNorm | None = None, turn: Rotation | None = None) -> Tensor:
+        # Kept as rows of tokens in memory.
+        heads = x.unflatten(-1, (-1, self._head_dim))
+        heads = heads if norm is None else norm(heads)
+        return (heads if turn is None else rotate(heads, turn)).transpose(-3, -2)
 
 
 class SelfAttention(Attention):
@@ -142,11 +171,8 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, lengths: Sequence[int], turn: Rotation, additions: Additions = NOTHING) -> Tensor:
         """Map x [tokens, width], songs of `lengths` one after another, to the same shape."""
-        keys, values = self.remember(x, additions)
-        queries, keys, values = (
-            part.split(list(lengths), dim=1)
-            for part in (rotate(self.query(x, additions), turn), rotate(keys, turn), values)
-        )
+        parts = (self.query(x, additions, turn), *self.remember(x, additions, turn))
+        queries, keys, values = (part.split(list(lengths), dim=1) for part in parts)
         songs = zip(queries, keys, values, strict=True)
         seen = [attend(q, k, v, self.window) for q, k, v in songs]
         return self.join(seen, additions)
@@ -194,11 +220,5 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
         """Map x [tokens, width] to the same shape."""
-        if additions or x.device.type != "cpu":
-            return self.change(x, additions)
-        return torch.cat([self.change(piece) for piece in x.split(_PIECE)])
-
-    def change(self, x: Tensor, additions: Additions = NOTHING) -> Tensor:
-        """Do it in one piece."""
         gate, up = project(self.gate_proj, x, additions), project(self.up_proj, x, additions)
         return project(self.down_proj, F.silu(gate, inplace=True).mul_(up), additions)

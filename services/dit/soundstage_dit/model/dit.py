@@ -24,6 +24,7 @@ _log = structlog.get_logger()
 _SINUSOIDS = 256
 _LONGEST_PERIOD = 10_000
 _TIME_SCALE = 1_000
+_PIECE = 768  # tokens: what so many are on their way through a layer stays in a CPU's cache
 
 
 class TimeEmbedding(nn.Module):
@@ -70,7 +71,11 @@ class DitLayer(nn.Module):
     ) -> Tensor:
         """Map x [tokens, width]; `modulation` is [songs, 6, width], `lengths` how many tokens each has."""
         x = self.see_song(x, modulation, lengths, turn, additions)
-        return self.see_conditions(x, modulation, lengths, memories, additions)
+        if x.device.type != "cpu" or additions or len(lengths) > 1:
+            return self.see_conditions(x, modulation, lengths, memories, additions)
+        # From here on no token sees another.
+        pieces = [self.see_conditions(piece, modulation, [len(piece)], memories) for piece in x.split(_PIECE)]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def see_song(
         self,
@@ -225,7 +230,8 @@ class Dit(nn.Module):
         counts = [memory.shape[-2] for memory in memories]
         layout = lay_out(packed.lengths, counts, max(windows, default=0), packed.x.device)
         filling = len(layout.owners) - len(packed.x)
-        x, *turn = (F.pad(rows, (0, 0, 0, filling)) for rows in (packed.x, *packed.turn))
+        x = F.pad(packed.x, (0, 0, 0, filling))
+        turn = [F.pad(rows, (0, 0, 0, 0, 0, filling)) for rows in packed.turn]
         modulation = F.pad(packed.modulation, (0, 0, 0, 0, 0, 1))
         nobodys = memories[0].new_zeros(*memories[0].shape[1:3], layout.num_conditions - sum(counts), stack.head_dim)
         for layer, words in zip(self._walk(self.layers), zip(*memories, strict=True), strict=True):

@@ -14,7 +14,7 @@ from torch._dynamo import maybe_mark_dynamic as mark_dynamic
 from torch.fx.experimental import _config
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from soundstage_dit.model.attention import Rotation, rotate
+from soundstage_dit.model.attention import Rotation
 
 if TYPE_CHECKING:
     from soundstage_dit.model.dit import DitLayer
@@ -106,13 +106,12 @@ def run_layer(
     shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = (by_song[:, index][owners] for index in range(6))
     own = layer.self_attn
     inner = torch.addcmul(shift, layer.self_attn_norm(x), 1 + scale)[None]
-    keys, values = own.remember(inner)
-    seen = _attend(rotate(own.query(inner), turn), rotate(keys, turn), values, tokens)
+    seen = _attend(own.query(inner, turn=turn), *own.remember(inner, turn=turn), tokens)
     x = torch.addcmul(x, own.join([seen]), gate)
     across = layer.cross_attn
     seen = _attend(across.query(layer.cross_attn_norm(x)[None]), *memory, conditions)
     x = x + across.join([seen])
-    changed = layer.mlp.change(torch.addcmul(mlp_shift, layer.mlp_norm(x), 1 + mlp_scale))
+    changed = layer.mlp(torch.addcmul(mlp_shift, layer.mlp_norm(x), 1 + mlp_scale))
     return torch.addcmul(x, changed, mlp_gate)
 
 
