@@ -182,11 +182,10 @@ def make_report(plan: Plan, runs: Sequence[Run]) -> Report:
 
 def _decoding(codec: Codec, latents: NDArray[np.float32], window: int) -> Decode:
     tiles = plan_tiles(len(latents), windows=window_lengths(_FIRST_WINDOW, window), context=DECODE_CONTEXT)
-    whole = range(len(latents) * 1920)
 
     def decode() -> Iterator[object]:
         for tile in tiles:
-            yield codec.decode(latents[tile.window_start : tile.window_stop])[tile.keep(whole)]
+            yield codec.decode(latents[tile.window_start : tile.window_stop], tile.core)
 
     return decode
 

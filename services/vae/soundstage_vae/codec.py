@@ -24,6 +24,7 @@ from soundstage_vae.decoder import Decoder, copy_to_host
 from soundstage_vae.encoder import Encoder
 from soundstage_vae.memory import first_that_fits
 from soundstage_vae.snake import compile_bend, put_bend
+from soundstage_vae.tiling import DECODE_CONTEXT, usual_cores
 
 _HOST: Final = torch.device("cpu")
 _HOST_PIECE_STEPS: Final = codec_piece_steps(on_card=False)
@@ -97,18 +98,23 @@ class Codec:
         put_bend(halves, compiled)
         return True
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError, DeviceMemoryError."""
-        [samples] = self.decode_batch([latents])
+    def decode(self, latents: NDArray[np.float32], core: range | None = None) -> NDArray[np.float32]:
+        """Decode latents [frames, 64] to samples [frames * 1920, 2]; raises NotFiniteError, DeviceMemoryError.
+
+        With a core, those of its frames alone; the others are heard in them.
+        """
+        [samples] = self.decode_batch([latents], core)
         if isinstance(samples, NotFiniteError):
             raise samples
         return samples
 
     @torch.inference_mode()
-    def decode_batch(self, windows: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32] | NotFiniteError]:
-        """Decode windows of one length at once; each gives its samples, or its own failure."""
+    def decode_batch(
+        self, windows: Sequence[NDArray[np.float32]], core: range | None = None
+    ) -> list[NDArray[np.float32] | NotFiniteError]:
+        """Decode windows of one length and core at once; each gives its samples, or its own failure."""
         with _exact_kernels():
-            decoded = self._decode(np.stack(windows))
+            decoded = self._decode(np.stack(windows), core or range(len(windows[0])))
         return [samples if np.isfinite(samples).all() else self._not_finite() for samples in decoded]
 
     @torch.inference_mode()
@@ -137,8 +143,9 @@ class Codec:
         windows = np.stack([draw_noise(window_frames, seed) for seed in range(batch)])
         with _exact_kernels():
             return all(
-                np.array_equal(together, self._decode(alone[None])[0])
-                for together, alone in zip(self._decode(windows), windows, strict=True)
+                np.array_equal(together, self._decode(alone[None], core)[0])
+                for core in usual_cores(window_frames, DECODE_CONTEXT)
+                for together, alone in zip(self._decode(windows, core), windows, strict=True)
             )
 
     def free_bytes(self) -> int:
@@ -153,28 +160,28 @@ class Codec:
         mean, scale = encoded.float().chunk(2, dim=1)
         return _to_numpy(mean)[0], _to_numpy(nn.functional.softplus(scale) + 1e-4)[0]
 
-    def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:  # [batch, frames, 64]
+    def _decode(self, latents: NDArray[np.float32], core: range) -> NDArray[np.float32]:  # [batch, frames, 64]
         batch, frames, _ = latents.shape
-        attempts = [("on the device", lambda: self._forward(latents, self._piece_steps))]
+        attempts = [("on the device", lambda: self._forward(latents, core, self._piece_steps))]
         if batch > 1:
-            attempts.append(("one by one", lambda: np.concatenate([self._decode(one[None]) for one in latents])))
+            attempts.append(("one by one", lambda: np.concatenate([self._decode(one[None], core) for one in latents])))
         else:
             attempts += [
                 ("again", attempts[0][1]),
-                ("in smaller pieces", lambda: self._forward(latents, _HOST_PIECE_STEPS, sink=_HOST)),
-                ("on the host", lambda: self._forward_on_host(latents)),
+                ("in smaller pieces", lambda: self._forward(latents, core, _HOST_PIECE_STEPS, sink=_HOST)),
+                ("on the host", lambda: self._forward_on_host(latents, core)),
             ]
         return first_that_fits(attempts, relieve=_relieve, what=f"a batch of {batch} tiles of {frames} latent frames")
 
     def _forward(
-        self, latents: NDArray[np.float32], piece_steps: int, *, sink: torch.device | None = None
+        self, latents: NDArray[np.float32], core: range, piece_steps: int, *, sink: torch.device | None = None
     ) -> NDArray[np.float32]:
         with at_hand(self._pieces.get(self.decoder)):
-            return _to_numpy(self.decoder(self._to_device(latents), piece_steps=piece_steps, sink=sink))
+            return _to_numpy(self.decoder(self._to_device(latents), core=core, piece_steps=piece_steps, sink=sink))
 
-    def _forward_on_host(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _forward_on_host(self, latents: NDArray[np.float32], core: range) -> NDArray[np.float32]:
         self._host = self._host or copy_to_host(self.decoder)
-        return _to_numpy(self._host(torch.from_numpy(latents).mT, piece_steps=_HOST_PIECE_STEPS))
+        return _to_numpy(self._host(torch.from_numpy(latents).mT, core=core, piece_steps=_HOST_PIECE_STEPS))
 
     def _to_device(self, rows: NDArray[np.float32]) -> Tensor:  # [batch, time, channels] -> [batch, channels, time]
         return torch.from_numpy(rows).to(self.device, self.dtype).mT.contiguous()

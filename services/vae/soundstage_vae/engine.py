@@ -1,6 +1,8 @@
 """Whole songs through the codec, tile by tile, as the scheduler lets them."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,9 @@ from soundstage_runtime.worker import Worker
 from soundstage_vae.codec import Codec, draw_noise
 from soundstage_vae.scheduler import Order, TileScheduler, Work
 from soundstage_vae.stretch import Stretch
-from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, plan_tiles, touching
+from soundstage_vae.tiling import DECODE_CONTEXT, ENCODE_CONTEXT, plan_tiles, touching, usual_cores
+
+_CORES_AT_ONCE: Final = 256
 
 
 class VaeEngine:
@@ -31,7 +35,9 @@ class VaeEngine:
         """
         self._codec, self._worker, self._windows = codec, worker, windows
         self._scheduler = TileScheduler(worker, order=order)
-        self._decode: Work[NDArray[np.float32]] = Work(run=codec.decode_batch, batches=batches or {})
+        self._batches = batches or {}
+        # Tiles share a forward where they have the same one: see Work.
+        self._decode = lru_cache(_CORES_AT_ONCE)(self._make_decoding)
         self._encode = Work(run=lambda windows: [codec.encode(window) for window in windows])
 
     @property
@@ -50,7 +56,8 @@ class VaeEngine:
         tiles = plan_tiles(num_frames, windows=self._windows, context=DECODE_CONTEXT)
         for tile in touching(tiles, wanted):
             window = await stretch.read(tile.window_start, tile.window_stop)
-            samples = (await self._scheduler.run(stream, self._decode, window))[tile.keep(wanted)]
+            decoded = await self._scheduler.run(stream, self._decode(len(window), tile.core), window)
+            samples = decoded[tile.keep(wanted)]
             self._scheduler.hand_on(stream, len(samples) / SAMPLE_RATE_HZ)
             yield samples
 
@@ -71,6 +78,10 @@ class VaeEngine:
             # Nobody listens to latents: after each tile the stream is as one that has just come.
             self._scheduler.hand_on(stream, 0.0)
             yield mean[core] + drawn
+
+    def _make_decoding(self, window_frames: int, core: range) -> Work[NDArray[np.float32]]:
+        is_usual = core in usual_cores(window_frames, DECODE_CONTEXT)
+        return Work(run=partial(self._codec.decode_batch, core=core), batches=self._batches if is_usual else {})
 
     def close(self) -> None:
         """End the worker; waits for the tile in hand."""

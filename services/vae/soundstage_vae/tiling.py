@@ -20,11 +20,15 @@ class Tile:
     core_start: int
     core_stop: int
 
+    @property
+    def core(self) -> range:
+        """The frames of the window that are the core's."""
+        return range(self.core_start - self.window_start, self.core_stop - self.window_start)
+
     def keep(self, wanted: range) -> slice:
-        """Say which audio frames of the window's are the core's and wanted."""
+        """Say which audio frames of the core's are wanted."""
         first, stop = (place * SAMPLES_PER_LATENT for place in (self.core_start, self.core_stop))
-        origin = self.window_start * SAMPLES_PER_LATENT
-        return slice(max(first, wanted.start) - origin, min(stop, wanted.stop) - origin)
+        return slice(max(first, wanted.start) - first, min(stop, wanted.stop) - first)
 
 
 def window_lengths(first: int, largest: int) -> tuple[int, ...]:
@@ -57,6 +61,12 @@ def plan_tiles(num_frames: int, *, windows: Sequence[int], context: int) -> list
         tiles.append(Tile(window_start=start, window_stop=stop, core_start=core_start, core_stop=core_stop))
         core_start = core_stop
     return tiles
+
+
+def usual_cores(window_frames: int, context: int) -> list[range]:
+    """List the cores that windows of a length have: at the start of a song, and further on but at its end."""
+    stop = window_frames - context
+    return [range(start, stop) for start in (0, context) if start < stop]
 
 
 def touching(tiles: Sequence[Tile], wanted: range) -> list[Tile]:

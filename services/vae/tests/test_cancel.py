@@ -40,10 +40,12 @@ class Gated(Codec):
         self.gate = threading.Semaphore(open_for)
         self.begun = self.ended = 0
 
-    def decode_batch(self, windows: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32] | NotFiniteError]:
+    def decode_batch(
+        self, windows: Sequence[NDArray[np.float32]], core: range | None = None
+    ) -> list[NDArray[np.float32] | NotFiniteError]:
         self.begun += 1
         self.gate.acquire()
-        samples = super().decode_batch(windows)
+        samples = super().decode_batch(windows, core)
         self.ended += 1
         return samples
 

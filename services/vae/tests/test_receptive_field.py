@@ -41,9 +41,9 @@ def test_one_frame_less_of_context_changes_the_audio(codec: Codec) -> None:
 
 
 def _decode_tiled(codec: Codec, latents: NDArray[np.float32], context: int) -> NDArray[np.float32]:
-    cores: list[NDArray[np.float32]] = []
-    for tile in plan_tiles(len(latents), windows=(32,), context=context):
-        samples = codec.decode(latents[tile.window_start : tile.window_stop])
-        start = (tile.core_start - tile.window_start) * 1920
-        cores.append(samples[start : start + (tile.core_stop - tile.core_start) * 1920])
-    return np.concatenate(cores)
+    return np.concatenate(
+        [
+            codec.decode(latents[tile.window_start : tile.window_stop], tile.core)
+            for tile in plan_tiles(len(latents), windows=(32,), context=context)
+        ]
+    )

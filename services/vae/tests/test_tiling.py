@@ -74,7 +74,7 @@ def test_the_tiles_of_a_range_keep_just_the_range(
     for tile in touching(plan_tiles(num_frames, windows=windows, context=context), wanted):
         keep = tile.keep(wanted)
         assert keep.start < keep.stop
-        kept += [tile.window_start * 1920 + keep.start, tile.window_start * 1920 + keep.stop]
+        kept += [tile.core_start * 1920 + keep.start, tile.core_start * 1920 + keep.stop]
     assert (kept[0], kept[-1]) == (wanted.start, wanted.stop)
     assert kept[1:-1:2] == kept[2::2]
 
