@@ -13,6 +13,7 @@ from soundstage_cli.bench.report import Spread
 from soundstage_cli.bench.song import (
     BASELINE,
     BASELINE_COMPILED,
+    BASELINE_KEPT,
     IN_TURN,
     ONE_PROCESS,
     OURS,
@@ -32,12 +33,20 @@ def test_measures_a_tiny_song_made_three_ways(tmp_path: Path, monkeypatch: pytes
     done = CliRunner().invoke(app, ["song", *options, *folders])
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "song-tiny-cpu-float32-2s.json").read_text())
-    assert [run["engine"] for run in report["runs"]] == [BASELINE, ONE_PROCESS, OURS, IN_TURN, OVERLAPPING]
-    assert all(0 < run["first_audio_s"] <= run["song_s"] for run in report["runs"][:3])
+    assert [run["engine"] for run in report["runs"]] == [
+        BASELINE,
+        BASELINE_KEPT,
+        ONE_PROCESS,
+        OURS,
+        IN_TURN,
+        OVERLAPPING,
+    ]
+    assert all(0 < run["first_audio_s"] <= run["song_s"] for run in report["runs"][:4])
     assert [list(one["times"]) for one in report["summaries"]] == [
         [],
-        [BASELINE],
-        [BASELINE, ONE_PROCESS],
+        [],
+        [BASELINE, BASELINE_KEPT],
+        [BASELINE, BASELINE_KEPT, ONE_PROCESS],
         [],
         [IN_TURN],
     ]

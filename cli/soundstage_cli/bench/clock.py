@@ -5,6 +5,7 @@ from typing import Final
 
 _ENOUGH_S: Final = 0.5
 _MOST: Final = 20
+GLIBC_KEEPS_BYTES: Final = 64 << 20  # of what is freed, once it has seen large tensors
 
 
 def is_enough(taken_s: Sequence[float]) -> bool:

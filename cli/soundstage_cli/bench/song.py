@@ -4,7 +4,8 @@ Diffusers' pipeline, which answers the song when all of it is decoded; our own m
 over gRPC. Both of ours are first heard when the first tile is decoded. Several songs take our processes in turn, each
 ordered when the one before it is done, or overlapping, each ordered when the one before it is first heard: that one is
 still decoded then, while the next is denoised. Rounds alternate, and a ratio is taken within each round. Where
-diffusers' transformer is measured compiled too there are as many rounds again with all of them.
+diffusers' transformer is measured compiled too there are as many rounds again with all of them. On a CPU diffusers'
+pipeline has its memory as glibc gives it, and then as our stages have it, who keep what is freed.
 """
 
 import asyncio
@@ -29,13 +30,14 @@ from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_budget.engine_choice import can_compile
-from soundstage_cli.bench.clock import is_enough
+from soundstage_cli.bench.clock import GLIBC_KEEPS_BYTES, is_enough
 from soundstage_cli.bench.dit import compile_layers
 from soundstage_cli.models import Models
 from soundstage_cli.stack import Stack
 from soundstage_cli.tiny.dit import MID, REAL, TINY, write_diffusers
 from soundstage_cli.tiny.lm import write_lm
 from soundstage_cli.tiny.vae import write_vae
+from soundstage_device.budget import keep_freed_memory
 from soundstage_device.device import choose_device, describe_card
 from soundstage_dit.engine import DitEngine
 from soundstage_dit.models import load_models
@@ -51,6 +53,7 @@ from soundstage_vae.size import read_size
 
 BASELINE: Final = "diffusers"
 BASELINE_COMPILED: Final = "diffusers, compiled"
+BASELINE_KEPT: Final = "diffusers, memory kept"
 ONE_PROCESS: Final = "one process"
 OURS: Final = "soundstage"
 IN_TURN: Final = "several in turn"
@@ -110,10 +113,12 @@ class Way:
     make: Make
     num_songs: int = 1
     is_overlapping: bool = False
+    keeps_bytes: int | None = None  # of what is freed in this process; None for as much as a stage keeps
 
 
 async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list[Run]]:
     """Yield the runs of each round, the baseline first. Raises ProcessDiedError."""
+    keep_freed_memory()  # before there are threads
     # The one thread for all torch work of this process: with a second, each of their kernels would wait for cores.
     worker = Worker("bench")
     await worker.run(torch.set_num_threads, plan.threads)
@@ -128,8 +133,11 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
         async with grpc.aio.insecure_channel(stack.target) as channel:
             ours = _open_soundstage(channel)
             pipe = await worker.run(_load_pipeline, models, plan)
-            ways = {
-                BASELINE: Way(make=_open_diffusers(pipe, worker)),
+            theirs = _open_diffusers(pipe, worker)
+            ways = {BASELINE: Way(make=theirs, keeps_bytes=GLIBC_KEEPS_BYTES)}
+            if plan.device == "cpu":
+                ways[BASELINE_KEPT] = Way(make=theirs)
+            ways |= {
                 ONE_PROCESS: Way(make=await _open_one_process(models, plan, worker)),
                 OURS: Way(make=ours),
             }
@@ -281,6 +289,7 @@ async def _repeat(engine: str, way: Way, duration_s: int, number: int) -> Run:
 async def clock(engine: str, way: Way, duration_s: int, number: int) -> Run:
     """Make a way's songs once, with seeds from the round's number on."""
     waits_s: list[float] = []
+    keep_freed_memory() if way.keeps_bytes is None else keep_freed_memory(way.keeps_bytes)
 
     async def hear(seed: int, is_heard: asyncio.Event) -> None:
         ordered_s, num_frames = time.perf_counter(), 0

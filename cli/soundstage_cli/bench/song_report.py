@@ -10,6 +10,7 @@ from soundstage_cli.bench.report import Ratio, Report, Spread, name_machine, spr
 from soundstage_cli.bench.song import (
     BASELINE,
     BASELINE_COMPILED,
+    BASELINE_KEPT,
     IN_TURN,
     ONE_PROCESS,
     OURS,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 # Whom a way is compared with, in the same round.
 _PEERS: Final = {
     BASELINE_COMPILED: (BASELINE,),
-    ONE_PROCESS: (BASELINE, BASELINE_COMPILED),
-    OURS: (BASELINE, BASELINE_COMPILED, ONE_PROCESS),
+    ONE_PROCESS: (BASELINE, BASELINE_KEPT, BASELINE_COMPILED),
+    OURS: (BASELINE, BASELINE_KEPT, BASELINE_COMPILED, ONE_PROCESS),
     OVERLAPPING: (IN_TURN,),
 }
 

@@ -59,13 +59,14 @@ def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(max(0.0, budget_bytes - context_bytes(on_card=True)) / total, device)
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep up to a GiB of what is freed, for the next tensor: to be called before there are threads.
+def keep_freed_memory(up_to_bytes: int = _KEPT_BYTES) -> None:
+    """Have glibc keep so much of what is freed, for the next tensors: to be called before there are threads.
 
-    Left to itself it returns a tensor's pages as it goes and asks for new ones, which the kernel has to clear.
+    Left to itself it keeps 64 MiB at most, returns other tensors' pages as they go, and asks for new ones, which the
+    kernel has to clear.
     """
     # On one heap: what a thread frees of a heap of its own goes back whatever the thresholds are.
-    _set_malloc({_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: _KEPT_BYTES, _M_TRIM_THRESHOLD: _KEPT_BYTES})
+    _set_malloc({_M_ARENA_MAX: 1, _M_MMAP_THRESHOLD: up_to_bytes // 2, _M_TRIM_THRESHOLD: up_to_bytes})
 
 
 def _return_freed_memory() -> None:
