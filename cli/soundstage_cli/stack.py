@@ -103,7 +103,7 @@ class Stack:
             stderr=PIPE,
             limit=_LINE_BYTES,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
             # What matters of gRPC's own log is in ours.
             env={**_DEFAULTS, **os.environ, **self._settings, "GRPC_VERBOSITY": "NONE"},
         )
@@ -177,8 +177,8 @@ class Stack:
             member.process.send_signal(number)
 
 
-def _die_with_parent() -> None:
-    """In the child: ask for SIGTERM when the parent ends, however it ends. Linux alone can."""
+def die_with_parent() -> None:
+    """In a child: ask for SIGTERM when the parent ends, however it ends. Linux alone can."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -4,25 +4,24 @@ Diffusers' pipeline, which answers the song when all of it is decoded; our own m
 over gRPC. Both of ours are first heard when the first tile is decoded. Several songs take our processes in turn, each
 ordered when the one before it is done, or overlapping, each ordered when the one before it is first heard: that one is
 still decoded then, while the next is denoised. Rounds alternate, and a ratio is taken within each round. Where
-diffusers' transformer is measured compiled too there are as many rounds again with all of them. On a CPU diffusers'
-pipeline has its memory as glibc gives it, and then as our stages have it, who keep what is freed.
+diffusers' transformer is measured compiled too there are as many rounds again with all of them. Diffusers' pipeline is
+in a process of its own, where a CPU's memory is as glibc gives it, and in another, where it is as our stages have it,
+who keep what is freed.
 """
 
 import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
-from copy import deepcopy
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, Final, cast
+from typing import Final
 
 import grpc.aio
 import numpy as np
 import torch
-from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 from numpy.typing import NDArray
 
 from soundstage.music.v1.song_service_pb2 import GenerateSongRequest, PlannerOptions
@@ -30,8 +29,8 @@ from soundstage.music.v1.song_service_pb2_grpc import SongServiceStub
 from soundstage.type.v1.options_pb2 import DiffusionOptions
 from soundstage.type.v1.score_pb2 import SongMetadata
 from soundstage_budget.engine_choice import can_compile
-from soundstage_cli.bench.clock import GLIBC_KEEPS_BYTES, is_enough
-from soundstage_cli.bench.dit import compile_layers
+from soundstage_cli.bench.clock import is_enough
+from soundstage_cli.bench.pipeline import Pipeline, Setup, Task
 from soundstage_cli.models import Models
 from soundstage_cli.stack import Stack
 from soundstage_cli.tiny.dit import MID, REAL, TINY, write_diffusers
@@ -113,7 +112,6 @@ class Way:
     make: Make
     num_songs: int = 1
     is_overlapping: bool = False
-    keeps_bytes: int | None = None  # of what is freed in this process; None for as much as a stage keeps
 
 
 async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list[Run]]:
@@ -127,16 +125,21 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
     where = ["--device", plan.device, "--dtype", plan.dtype]
     flags = {"lm": ["--device", "cpu", "--engine", "torch"], "dit": where, "vae": where}
     stack = Stack(models, settings={"OMP_NUM_THREADS": str(plan.threads)}, flags=flags)
+    where_theirs = Setup(folder=models.dit, device=plan.device, dtype=plan.dtype, threads=plan.threads)
+    task = Task(caption=_CAPTION, lyrics=_LYRICS, steps=STEPS)
+
+    def open_pipeline(**changes: bool) -> Pipeline:
+        return Pipeline(replace(where_theirs, **changes), task)
+
     tell("starting our processes")
+    peers = ExitStack()
     try:
         await stack.start()
         async with grpc.aio.insecure_channel(stack.target) as channel:
             ours = _open_soundstage(channel)
-            pipe = await worker.run(_load_pipeline, models, plan)
-            theirs = _open_diffusers(pipe, worker)
-            ways = {BASELINE: Way(make=theirs, keeps_bytes=GLIBC_KEEPS_BYTES)}
+            ways = {BASELINE: Way(make=peers.enter_context(open_pipeline()).make)}
             if plan.device == "cpu":
-                ways[BASELINE_KEPT] = Way(make=theirs)
+                ways[BASELINE_KEPT] = Way(make=peers.enter_context(open_pipeline(keeps_memory=True)).make)
             ways |= {
                 ONE_PROCESS: Way(make=await _open_one_process(models, plan, worker)),
                 OURS: Way(make=ours),
@@ -147,12 +150,13 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
             await _perform(ways, plan, 0, tell)
             for number in range(plan.rounds):
                 yield await _perform(ways, plan, number + 1, tell)
-            compiled = await _rehearse_compiled(pipe, plan, worker, tell) if plan.is_compiled else None
-            if compiled is not None:
+            compiled = Way(make=peers.enter_context(open_pipeline(is_compiled=True)).make)
+            if plan.is_compiled and await _rehearse_compiled(compiled, plan, tell):
                 ways = {BASELINE: ways[BASELINE], BASELINE_COMPILED: compiled} | ways
                 for number in range(plan.rounds, 2 * plan.rounds):
                     yield await _perform(ways, plan, number + 1, tell)
     finally:
+        peers.close()
         await stack.stop()
 
 
@@ -167,20 +171,15 @@ async def _perform(ways: Mapping[str, Way], plan: Plan, number: int, tell: Calla
     return runs
 
 
-async def _rehearse_compiled(
-    pipe: AceStepPipeline, plan: Plan, worker: Worker, tell: Callable[[str], None]
-) -> Way | None:
-    """Compile diffusers' transformer and make songs with it; None where that fails."""
+async def _rehearse_compiled(way: Way, plan: Plan, tell: Callable[[str], None]) -> bool:
+    """Compile diffusers' transformer and make songs with it; returns whether that went well."""
     tell(f"{BASELINE_COMPILED}: compiling")
-    parts = cast(Any, pipe).components
-    compiled = parts | {"transformer": compile_layers(deepcopy(parts["transformer"]))}
-    way = Way(make=_open_diffusers(AceStepPipeline(**compiled), worker))
     try:
         await _perform({BASELINE_COMPILED: way}, plan, 0, tell)
     except Exception as error:  # theirs to fail in any way: the others are measured all the same
         tell(f"{BASELINE_COMPILED} is left out: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        return None
-    return way
+        return False
+    return True
 
 
 def write_models(cache: Path, size: str, device: str) -> Models:
@@ -198,33 +197,6 @@ def write_models(cache: Path, size: str, device: str) -> Models:
         write_lm(unfinished / "lm")
         unfinished.rename(folder)
     return Models(lm=str(folder / "lm"), dit=str(folder / "pipeline"), vae=str(folder / "pipeline" / "vae"))
-
-
-def _load_pipeline(models: Models, plan: Plan) -> AceStepPipeline:
-    pipe = cast(Any, AceStepPipeline.from_pretrained(models.dit, dtype=getattr(torch, plan.dtype)))
-    return pipe.to(plan.device)
-
-
-def _open_diffusers(pipeline: AceStepPipeline, worker: Worker) -> Make:
-    pipe = cast(Any, pipeline)
-    pipe.set_progress_bar_config(disable=True)
-
-    def run(duration_s: int, seed: int) -> int:
-        audio = pipe(
-            prompt=_CAPTION,
-            lyrics=_LYRICS,
-            audio_duration=float(duration_s),
-            num_inference_steps=STEPS,
-            guidance_scale=1.0,
-            generator=torch.Generator().manual_seed(seed),
-            return_dict=False,
-        )[0]
-        return int(audio.float().cpu().shape[-1])  # where ours is when it comes
-
-    async def make(duration_s: int, seed: int) -> AsyncIterator[int]:
-        yield await worker.run(run, duration_s, seed)
-
-    return make
 
 
 async def _open_one_process(models: Models, plan: Plan, worker: Worker) -> Make:
@@ -289,7 +261,6 @@ async def _repeat(engine: str, way: Way, duration_s: int, number: int) -> Run:
 async def clock(engine: str, way: Way, duration_s: int, number: int) -> Run:
     """Make a way's songs once, with seeds from the round's number on."""
     waits_s: list[float] = []
-    keep_freed_memory() if way.keeps_bytes is None else keep_freed_memory(way.keeps_bytes)
 
     async def hear(seed: int, is_heard: asyncio.Event) -> None:
         ordered_s, num_frames = time.perf_counter(), 0
