@@ -17,7 +17,7 @@ from soundstage_cli.models import Models
 STAGES: Final = ("lm", "dit", "vae")
 # What a process has unless a variable says otherwise. Teams of threads that share cores must not wait for each other
 # with their eyes open for long: see decision 26.
-_DEFAULTS: Final = {"SOUNDSTAGE_GATEWAY_HTTP_PORT": "0", "GOMP_SPINCOUNT": "1000"}
+_DEFAULTS: Final = {"SOUNDSTAGE_GATEWAY_HTTP_PORT": "0", "GOMP_SPINCOUNT": "4000"}
 _LINES_KEPT: Final = 12
 _LINE_BYTES: Final = 1 << 20
 _PR_SET_PDEATHSIG: Final = 1

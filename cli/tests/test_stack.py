@@ -62,7 +62,7 @@ async def test_the_gateway_is_told_where_the_stages_are(fake: Fake) -> None:
 
 async def test_threads_that_share_cores_spin_little_unless_told_otherwise(fake: Fake) -> None:
     fake("vae", READY.format(before='import os; say(event=os.environ["GOMP_SPINCOUNT"], level="warning")', number=2))
-    for settings, count in (({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77")):
+    for settings, count in (({}, "4000"), ({"GOMP_SPINCOUNT": "77"}, "77")):
         words: list[str] = []
         stack = Stack(MODELS, settings=settings, on_warning=lambda _, line, words=words: words.extend(line.split()))
         await stack.start()

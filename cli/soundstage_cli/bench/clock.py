@@ -5,7 +5,9 @@ from typing import Final
 
 _ENOUGH_S: Final = 0.5
 _MOST: Final = 20
-GLIBC_KEEPS_BYTES: Final = 64 << 20  # of what is freed, once it has seen large tensors
+# Of what is freed: glibc, once it has seen large tensors; and the most that it can be told to, for large ones of others.
+GLIBC_KEEPS_BYTES: Final = 64 << 20
+MOST_KEPT_BYTES: Final = (1 << 31) - 1
 
 
 def is_enough(taken_s: Sequence[float]) -> bool:

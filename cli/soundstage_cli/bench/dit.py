@@ -16,7 +16,7 @@ import torch
 from diffusers.models.transformers.ace_step_transformer import AceStepTransformer1DModel
 from torch import Tensor
 
-from soundstage_cli.bench.clock import is_enough, synchronize
+from soundstage_cli.bench.clock import MOST_KEPT_BYTES, is_enough, synchronize
 from soundstage_cli.tiny.dit import original_name
 from soundstage_device.budget import keep_freed_memory
 from soundstage_device.linear import pack_linears
@@ -146,7 +146,7 @@ Steps = dict[tuple[str, Case], Step]  # by the engine and the case
 def measure(plan: Plan, tell: Callable[[str], None]) -> Iterator[list[Run]]:
     """Yield the runs of each round, the baseline first in each case."""
     torch.set_num_threads(plan.threads)
-    keep_freed_memory()  # for both, as a stage does
+    keep_freed_memory(MOST_KEPT_BYTES)  # for both
     tell(f"making random weights of size {plan.size}")
     theirs = make_theirs(plan)
     ours = make_ours(theirs, plan)

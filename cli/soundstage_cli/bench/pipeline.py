@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from diffusers.pipelines.ace_step.pipeline_ace_step import AceStepPipeline
 
+from soundstage_cli.bench.clock import MOST_KEPT_BYTES
 from soundstage_cli.bench.dit import compile_layers
 from soundstage_cli.stack import die_with_parent
 from soundstage_device.budget import keep_freed_memory
@@ -77,7 +78,7 @@ def _make(setup: Setup, task: Task, duration_s: int, seed: int) -> int:
 def _load(setup: Setup) -> Any:
     die_with_parent()
     if setup.keeps_memory:
-        keep_freed_memory()
+        keep_freed_memory(MOST_KEPT_BYTES)
     torch.set_num_threads(setup.threads)
     loaded: Any = AceStepPipeline.from_pretrained(setup.folder, dtype=getattr(torch, setup.dtype))
     pipe = loaded.to(setup.device)

@@ -17,7 +17,7 @@ from soundstage_runtime.memory import parse_memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _LARGE_BYTES: Final = 1 << 20
-_KEPT_BYTES: Final = 1 << 30
+_KEPT_BYTES: Final = 1 << 28
 
 _log = structlog.stdlib.get_logger()
 
