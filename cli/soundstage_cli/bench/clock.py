@@ -5,7 +5,7 @@ from typing import Final
 
 _ENOUGH_S: Final = 0.5
 _MOST: Final = 20
-# Of what is freed: glibc, once it has seen large tensors; and the most that it can be told to, for large ones of others.
+# Of what is freed: glibc does once it has seen large tensors, and it can be told to at most.
 GLIBC_KEEPS_BYTES: Final = 64 << 20
 MOST_KEPT_BYTES: Final = (1 << 31) - 1
 
