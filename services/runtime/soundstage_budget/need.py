@@ -222,15 +222,16 @@ def _need_vllm(model: LmModel, *, dtype: str, max_batch: int, max_duration_s: in
 def velocity_bytes(shape: TransformerShape, *, tokens: int, longest: int, itemsize: int, in_blocks: bool) -> int:
     """Return what one forward pass takes over `tokens` of songs, the longest of `longest`.
 
-    `in_blocks` is how a CPU attends in float32; all else attends with fused kernels.
+    `in_blocks` is how a CPU attends; a card does with fused kernels. In 16 bits a CPU's is from above: it rotates, and
+    adds up, in float32.
     """
     if not in_blocks:
         return tokens * _token_bytes(shape, itemsize) + _PASS_BYTES
     width, queries, keys = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     groups = shape.heads // shape.kv_heads
-    scores = 2 * 4 * max(1 << 19, 128 * groups * longest)
+    scores = 2 * 4 * max(min(3 << 18, groups * longest**2), longest) * (1 if itemsize == 4 else shape.kv_heads)
     fed = 2 * 4 * min(tokens, 768) * shape.mlp_width
-    return round(tokens * 4 * (3 * width + 2.5 * queries + 4 * keys + 500)) + scores + fed + 5 * MIB
+    return round(tokens * 4 * (3 * width + 2.5 * queries + 4 * keys + 500)) + scores + fed + 3 * MIB
 
 
 def velocity_tokens(shape: TransformerShape, *, free_bytes: float, itemsize: int) -> float:
@@ -300,12 +301,11 @@ def need_dit(
     tokens = max(of_a_song, at_once, _ENCODED_AT_ONCE)
     longest = max(longest, _ENCODED_AT_ONCE)
     silence = MAX_LATENT_FRAMES * LATENT_CHANNELS * itemsize
-    in_blocks = not on_card and dtype == "float32"
     all_weights = (model.parameters + sum(model.beside)) * itemsize
     return Need(
         weights=round(weights) + silence,
         kv=max_batch * song_bytes(shape, num_frames=frames, num_conditions=_CONDITIONS, itemsize=itemsize),
-        activations=velocity_bytes(shape, tokens=tokens, longest=longest, itemsize=itemsize, in_blocks=in_blocks),
+        activations=velocity_bytes(shape, tokens=tokens, longest=longest, itemsize=itemsize, in_blocks=not on_card),
         workspace=0 if on_card else KEPT_BYTES,
         context=context_bytes(on_card=on_card) + (0 if on_card else _CPU_TOKENIZER + _CPU_KERNELS),
         loading=0 if on_card else model.file_bytes + all_weights,

@@ -63,7 +63,7 @@ def see(queries: Tensor, keys: Tensor, window: int | None, device: torch.device)
     reach = torch.tensor(len(queries) + len(keys) if window is None else window)
     apart = _BLOCK * (torch.arange(len(query_blocks))[:, None] - torch.arange(len(key_blocks))).abs()
     is_met &= apart - _BLOCK < reach
-    is_full &= apart + _BLOCK <= reach
+    is_full &= apart + _BLOCK - 1 <= reach
     owner_of_query, owner_of_key, reach = queries.to(device), keys.to(device), reach.to(device)
 
     def may_see(_song: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
