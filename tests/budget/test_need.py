@@ -30,6 +30,7 @@ def shape(width: int, layers: int, *, heads: int) -> TransformerShape:
     )
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("network", "width", "frames", "songs"),
     [
