@@ -89,6 +89,14 @@ def test_each_song_sees_its_own_and_no_block_is_visited_in_vain(
     assert torch.equal(full, blocks_of(expected).all(-1))
 
 
+@pytest.mark.parametrize(("window", "num_whole"), [(BLOCK - 2, 0), (BLOCK - 1, 2), (2 * BLOCK - 1, 4)])
+def test_a_block_whose_ends_see_each_other_is_seen_whole(window: int, num_whole: int) -> None:
+    one_song = torch.zeros(2 * BLOCK, dtype=torch.long)
+    counts = see(one_song, one_song, window, CPU).full_kv_num_blocks
+    assert counts is not None
+    assert int(counts.sum()) == num_whole
+
+
 @pytest.mark.parametrize("songs", [[1], [300], [7, 250, 1, 129]])
 def test_attention_by_masks_equals_attention_song_by_song(songs: list[int]) -> None:
     layout = lay_out(songs, [3] * len(songs), 16, CPU)
