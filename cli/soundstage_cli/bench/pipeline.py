@@ -1,9 +1,10 @@
-"""Diffusers' pipeline in a process of its own, with its memory as glibc gives it there, or kept as our stages do."""
+"""Diffusers' pipeline in a process of its own, with its memory as glibc gives it there, or with all of it kept."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from typing import Any, Self
 
@@ -37,9 +38,6 @@ class Task:
     steps: int
 
 
-_loaded: dict[Setup, Any] = {}  # in that process
-
-
 class Pipeline:
     """A context in which the process runs; it is started, and loads, at the first song."""
 
@@ -60,10 +58,7 @@ class Pipeline:
 
 
 def _make(setup: Setup, task: Task, duration_s: int, seed: int) -> int:
-    pipe = _loaded.get(setup)
-    if pipe is None:
-        pipe = _loaded[setup] = _load(setup)
-    audio = pipe(
+    audio = _load(setup)(
         prompt=task.caption,
         lyrics=task.lyrics,
         audio_duration=float(duration_s),
@@ -75,6 +70,7 @@ def _make(setup: Setup, task: Task, duration_s: int, seed: int) -> int:
     return int(audio.float().cpu().shape[-1])  # where ours is when it comes
 
 
+@cache
 def _load(setup: Setup) -> Any:
     die_with_parent()
     if setup.keeps_memory:

@@ -5,8 +5,7 @@ over gRPC. Both of ours are first heard when the first tile is decoded. Several 
 ordered when the one before it is done, or overlapping, each ordered when the one before it is first heard: that one is
 still decoded then, while the next is denoised. Rounds alternate, and a ratio is taken within each round. Where
 diffusers' transformer is measured compiled too there are as many rounds again with all of them. Diffusers' pipeline is
-in a process of its own, where a CPU's memory is as glibc gives it, and in another, where it is as our stages have it,
-who keep what is freed.
+in a process of its own, where a CPU's memory is as glibc gives it, and in another, where all that is freed is kept.
 """
 
 import asyncio
@@ -125,21 +124,21 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
     where = ["--device", plan.device, "--dtype", plan.dtype]
     flags = {"lm": ["--device", "cpu", "--engine", "torch"], "dit": where, "vae": where}
     stack = Stack(models, settings={"OMP_NUM_THREADS": str(plan.threads)}, flags=flags)
-    where_theirs = Setup(folder=models.dit, device=plan.device, dtype=plan.dtype, threads=plan.threads)
+    setup = Setup(folder=models.dit, device=plan.device, dtype=plan.dtype, threads=plan.threads)
     task = Task(caption=_CAPTION, lyrics=_LYRICS, steps=STEPS)
+    peers = ExitStack()
 
-    def open_pipeline(**changes: bool) -> Pipeline:
-        return Pipeline(replace(where_theirs, **changes), task)
+    def open_diffusers(**changes: bool) -> Way:
+        return Way(make=peers.enter_context(Pipeline(replace(setup, **changes), task)).make)
 
     tell("starting our processes")
-    peers = ExitStack()
     try:
         await stack.start()
         async with grpc.aio.insecure_channel(stack.target) as channel:
             ours = _open_soundstage(channel)
-            ways = {BASELINE: Way(make=peers.enter_context(open_pipeline()).make)}
+            ways = {BASELINE: open_diffusers()}
             if plan.device == "cpu":
-                ways[BASELINE_KEPT] = Way(make=peers.enter_context(open_pipeline(keeps_memory=True)).make)
+                ways[BASELINE_KEPT] = open_diffusers(keeps_memory=True)
             ways |= {
                 ONE_PROCESS: Way(make=await _open_one_process(models, plan, worker)),
                 OURS: Way(make=ours),
@@ -150,7 +149,7 @@ async def measure(plan: Plan, tell: Callable[[str], None]) -> AsyncIterator[list
             await _perform(ways, plan, 0, tell)
             for number in range(plan.rounds):
                 yield await _perform(ways, plan, number + 1, tell)
-            compiled = Way(make=peers.enter_context(open_pipeline(is_compiled=True)).make)
+            compiled = open_diffusers(is_compiled=True)  # starts nothing until it is used
             if plan.is_compiled and await _rehearse_compiled(compiled, plan, tell):
                 ways = {BASELINE: ways[BASELINE], BASELINE_COMPILED: compiled} | ways
                 for number in range(plan.rounds, 2 * plan.rounds):

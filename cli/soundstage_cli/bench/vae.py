@@ -2,8 +2,8 @@
 
 Rounds alternate, so that whatever else the machine does befalls both alike, and a ratio is taken within each round.
 On a card diffusers' float32 is what torch makes of it there, which rounds to TF32; ours never does, and is compared
-with diffusers' without it too. On a CPU diffusers' codec has its memory as glibc gives it, and then as our stages have
-it, who keep what is freed.
+with diffusers' without it too. On a CPU diffusers' codec has its memory as glibc gives it, and then keeps all that is
+freed.
 """
 
 import time
@@ -24,7 +24,7 @@ from rich.table import Table
 from soundstage_cli.bench.clock import GLIBC_KEEPS_BYTES, MOST_KEPT_BYTES, is_enough
 from soundstage_cli.bench.report import Ratio, Report, Spread, name_machine, spread
 from soundstage_cli.tiny.vae import write_vae
-from soundstage_device.budget import keep_freed_memory
+from soundstage_device.budget import STAGE_KEEPS_BYTES, keep_freed_memory
 from soundstage_vae.codec import Codec
 from soundstage_vae.tiling import DECODE_CONTEXT, plan_tiles, window_lengths
 
@@ -36,7 +36,7 @@ BASELINE_EXACT: Final = "diffusers, without TF32"
 BASELINE_KEPT: Final = "diffusers, memory kept"
 OURS: Final = "soundstage"
 OURS_COMPILED: Final = "soundstage, compiled"
-_KEPT: Final = {BASELINE: {"up_to_bytes": GLIBC_KEEPS_BYTES}, BASELINE_KEPT: {"up_to_bytes": MOST_KEPT_BYTES}}
+_KEEPS_BYTES: Final = {BASELINE: GLIBC_KEEPS_BYTES, BASELINE_KEPT: MOST_KEPT_BYTES}  # others as a stage
 _FRAMES_PER_S: Final = 25
 _FIRST_WINDOW: Final = 32
 SIZES: Final = {"real": (128, (1, 2, 4, 8, 16)), "tiny": (8, (1, 1, 1, 1, 1))}  # channels, and multiples of them
@@ -199,7 +199,7 @@ def _decoding(codec: Codec, latents: NDArray[np.float32], window: int) -> Decode
 def _clock(engine: str, number: int, decode: Decode) -> Run:
     songs_s: list[float] = []
     firsts_s: list[float] = []
-    keep_freed_memory(**_KEPT.get(engine, {}))
+    keep_freed_memory(_KEEPS_BYTES.get(engine, STAGE_KEEPS_BYTES))
     while not is_enough(songs_s):
         start, came_s = time.perf_counter(), list[float]()
         for _ in decode():  # each tile lies in the CPU's memory when it comes

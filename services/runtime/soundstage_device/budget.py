@@ -17,7 +17,7 @@ from soundstage_runtime.memory import parse_memory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 _LARGE_BYTES: Final = 1 << 20
-_KEPT_BYTES: Final = 1 << 28
+STAGE_KEEPS_BYTES: Final = 1 << 28
 
 _log = structlog.stdlib.get_logger()
 
@@ -45,7 +45,10 @@ def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
     To be called before anything is loaded. Raises DoesNotFitError when another process has taken what it would need.
     """
     if device.type != "cuda":
-        keep_freed_memory() if budget_bytes is None else _return_freed_memory()
+        if budget_bytes is None:
+            keep_freed_memory()
+        else:
+            _return_freed_memory()
         return
     if budget_bytes is None:
         return
@@ -59,7 +62,7 @@ def pin_budget(budget_bytes: int | None, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(max(0.0, budget_bytes - context_bytes(on_card=True)) / total, device)
 
 
-def keep_freed_memory(up_to_bytes: int = _KEPT_BYTES) -> None:
+def keep_freed_memory(up_to_bytes: int = STAGE_KEEPS_BYTES) -> None:
     """Have glibc keep so much of what is freed, for the next tensors: to be called before there are threads.
 
     Left to itself it keeps 64 MiB at most, returns other tensors' pages as they go, and asks for new ones, which the

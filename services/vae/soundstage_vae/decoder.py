@@ -7,6 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDecoder
 from torch import Tensor, nn
 
+from soundstage_runtime.score import SAMPLES_PER_LATENT
 from soundstage_vae.snake import bend, put_bend, swap_snakes
 from soundstage_vae.tiling import plan_tiles
 
@@ -15,8 +16,7 @@ from soundstage_vae.tiling import plan_tiles
 _FIRST_BLOCKS: Final = 1
 _TAIL_BLOCKS: Final = 2
 _STEPS: Final = (10, 240)
-_SAMPLES_PER_FRAME: Final = 1920
-_SAMPLES_PER_STEP: Final = 8  # of the tail
+_SAMPLES_PER_STEP: Final = SAMPLES_PER_LATENT // _STEPS[1]  # of the tail
 # Steps that one sample can depend on, each side: of the tail 3 + 39 samples, then strides of 2 and 4. Nor does the
 # encoder's mirror image of the tail hear further.
 PIECE_CONTEXT: Final = 16
@@ -52,8 +52,8 @@ class Decoder(nn.Module):
         more = _STEPS[1] // _STEPS[0]
         steps, first = _near(self.middle(steps), core, _STEPS[1], PIECE_CONTEXT, first=first * more)
         audio = self._sound(steps.to(next(self.tail.parameters()).dtype), piece_steps, sink)
-        start = core.start * _SAMPLES_PER_FRAME - first * _SAMPLES_PER_STEP
-        return audio[..., start : start + len(core) * _SAMPLES_PER_FRAME]
+        start = core.start * SAMPLES_PER_LATENT - first * _SAMPLES_PER_STEP
+        return audio[..., start : start + len(core) * SAMPLES_PER_LATENT]
 
     def _sound(self, steps: Tensor, piece_steps: int | None, sink: torch.device | None) -> Tensor:
         num_steps, rate = steps.shape[-1], _SAMPLES_PER_STEP
@@ -61,9 +61,9 @@ class Decoder(nn.Module):
             return self.tail(steps)
         audio = torch.empty(len(steps), 2, num_steps * rate, dtype=steps.dtype, device=sink or steps.device)
         for piece in plan_tiles(num_steps, windows=[piece_steps or num_steps], context=PIECE_CONTEXT):
-            core = slice((piece.core_start - piece.window_start) * rate, (piece.core_stop - piece.window_start) * rate)
             decoded = self.tail(steps[..., piece.window_start : piece.window_stop])
-            audio[..., piece.core_start * rate : piece.core_stop * rate] = decoded[..., core]
+            core = decoded[..., piece.core.start * rate : piece.core.stop * rate]
+            audio[..., piece.core_start * rate : piece.core_stop * rate] = core
         return audio
 
 

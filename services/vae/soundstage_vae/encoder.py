@@ -39,5 +39,5 @@ class Encoder(nn.Module):
             # Samples past the last whole step give none of their own, but the last ones hear them.
             stop = audio.shape[-1] if piece.window_stop == num_steps else piece.window_stop * rate
             steps: Tensor = self.head(audio[..., piece.window_start * rate : stop])
-            heard.append(steps[..., piece.core_start - piece.window_start : piece.core_stop - piece.window_start])
+            heard.append(steps[..., piece.core.start : piece.core.stop])
         return torch.cat(heard, dim=-1)

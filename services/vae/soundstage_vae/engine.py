@@ -73,7 +73,7 @@ class VaeEngine:
             end = num_samples if tile.window_stop == num_frames else tile.window_stop * SAMPLES_PER_LATENT
             window = await stretch.read(tile.window_start * SAMPLES_PER_LATENT, end)
             mean, deviation = await self._scheduler.run(stream, self._encode, window)
-            core = slice(tile.core_start - tile.window_start, tile.core_stop - tile.window_start)
+            core = slice(tile.core.start, tile.core.stop)
             drawn = 0.0 if noise is None else deviation[core] * noise[tile.core_start : tile.core_stop]
             # Nobody listens to latents: after each tile the stream is as one that has just come.
             self._scheduler.hand_on(stream, 0.0)
